@@ -9,20 +9,30 @@ depth at network resolution) with a picture beside each, and data/depths/depth_m
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import errno
 import hashlib
+import itertools
 import json
 import math
+import os
 import re
 import socket
 import sys
+import time
 import types
-import urllib.error
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from density import stop
+from density import spread_order, stop, sweep_temporaries, write_atomically
+from exif_extractor import open_upright, photo_file, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -35,10 +45,21 @@ DEPTH_MODEL = "vits"  # vits, vitb, vitl, metric_hypersim_vits …, demo; or .pt
 INPUT_SIZE = 518  # shorter side of what the network sees, px; larger = finer and slower
 DEVICE = "auto"  # auto = cuda, then mps, then cpu
 PRECISION = "auto"  # fp32, bf16 or fp16; auto = the fastest that the device has in hardware
-# ---------------------------------------------------------------- end of settings
+BATCH_SIZE = None  # photos of one shape per pass; None = 1 on the CPU (faster there), else 8
+WORKERS = 2  # threads that read photos ahead, and as many that write maps
+COMPILE = False  # torch.compile: minutes to start, pays for thousands of photos
+FAST_DECODE = False  # read JPEGs at reduced size: faster, depth differs slightly
+WRITE_PNG = True  # a picture beside each map
+SIDE_BY_SIDE = False  # the picture shows photo and depth
+LEGEND = False  # the picture carries a thin far-near scale
+# ------------------------------------------------------------------------
 
 PATCH_SIZE = 14  # px, side of a ViT patch in every DINOv2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MAX_ASPECT = 16  # longer strips would need more memory than machines have
+LARGEST_FLOAT16 = 65504.0
+PICTURE_SETTINGS = ("side_by_side", "legend")  # a change of these redraws the pictures only
+CONTACT_SHEET_PAIRS = 240  # more would make a page that no viewer likes to open
 MIN_METRES = 0.1  # metric depth is inverted from here on, so that 0 m stays finite
 
 # sha256 that Hugging Face publishes for each file depth_anything_v2_<name>.pth
@@ -258,17 +279,19 @@ def download_weights(name: str, path: Path, tries: int = 3) -> None:
 
     url, sha256 = weights_url(name), KNOWN_SHA256[name]
     path.parent.mkdir(parents=True, exist_ok=True)
-    print(f"downloading {url}")
+    for left in path.parent.glob(f"{path.name}.*.partial"):  # of killed downloads
+        if time.time() - left.stat().st_mtime > 600:
+            left.unlink(missing_ok=True)
+    print(f"downloading {url}", flush=True)
     for attempt in range(1, tries + 1):
         try:  # writes a temporary, checks the sha256, then renames
             return torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except (OSError, RuntimeError, ValueError) as error:
-            print(f"download {attempt} of {tries} failed: {error}", file=sys.stderr)
-            if isinstance(error, urllib.error.URLError) and isinstance(
-                error.reason, socket.gaierror
-            ):
+            reason = error
+            if isinstance(getattr(error, "reason", None), socket.gaierror):
                 break  # no network at all: trying again cannot help
-    stop(f"no weights: put {path} there yourself (from {url}, sha256 {sha256}), "
+            time.sleep(attempt)
+    stop(f"no weights ({reason}): put {path} there yourself, from {url} (sha256 {sha256}), "
          "or take the small model that comes with the code: --depth-model demo")  # fmt: skip
 
 
@@ -286,56 +309,62 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def load_hub_folder(model: str) -> tuple[torch.nn.Module, Path]:
-    """Network and weights file of a Hugging Face folder or hub id (downloaded when not cached)."""
+def find_weights(model: str, checkpoint_dir: str | Path) -> Path:
+    """The file that `model` means, downloaded if need be; or stop, saying what to do.
+
+    vits, vitb, vitl, metric_hypersim_vits … and demo mean depth_anything_v2_<model>.pth in
+    `checkpoint_dir`; else `model` is a .pth, a folder in Hugging Face format, or a hub id.
+    """
+    named = model == "demo" or model in KNOWN_SHA256
+    if not named and not model.endswith(".pth"):
+        from transformers.utils import cached_file
+
+        try:
+            return Path(cached_file(model, "model.safetensors"))
+        except (OSError, ValueError) as error:
+            stop(f"no depth model {model}: {str(error).splitlines()[0]}")
+    path = Path(checkpoint_dir) / f"depth_anything_v2_{model}.pth" if named else Path(model)
+    if not path.exists() and model in KNOWN_SHA256:
+        download_weights(model, path)
+    if not path.is_file():
+        comes = ", though it comes with the code" if model == "demo" else ""
+        stop(f"no weights: {path} does not exist{comes}")
+    return path
+
+
+def load_hub_network(weights: Path) -> torch.nn.Module:
+    """Depth-Anything in fp32 from a folder in Hugging Face format that holds `weights`."""
     import torch
     import transformers
-    from transformers.utils import cached_file
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    weights = Path(cached_file(model, "model.safetensors"))
     config = transformers.AutoConfig.from_pretrained(weights.parent, local_files_only=True)
     if config.model_type != "depth_anything":
-        raise ValueError(f"holds a {config.model_type} network, not Depth-Anything")
+        raise ValueError(f"a {config.model_type} network, not Depth-Anything")
     network, loading = transformers.DepthAnythingForDepthEstimation.from_pretrained(
         weights.parent, dtype=torch.float32, local_files_only=True,
         output_loading_info=True, ignore_mismatched_sizes=True,
     )  # fmt: skip
     check_loading(loading)
-    return use_official_positions(network).eval(), weights
-
-
-def find_weights(model: str, checkpoint_dir: str | Path) -> Path:
-    """The .pth file that `model` means, downloaded if need be; or stop, saying what to do."""
-    path = Path(model)
-    if path.suffix != ".pth":
-        path = Path(checkpoint_dir) / f"depth_anything_v2_{model}.pth"
-        if not path.exists() and model in KNOWN_SHA256:
-            download_weights(model, path)
-    if not path.is_file():
-        comes = ": it comes with the code (git checkout)" if model == "demo" else ""
-        stop(f"no weights: {path} does not exist{comes}")
-    return path
+    return use_official_positions(network).eval()
 
 
 def load_network(model: str, checkpoint_dir: str | Path, device: str = "cpu"):
-    """Network (fp32, eval, on `device`) and what is known about it, for any way to name a model.
+    """Network (fp32, eval, on `device`) and what is known about it; see `find_weights`.
 
-    `model`: vits, vitb, vitl, metric_hypersim_vits … and demo mean depth_anything_v2_<model>.pth in
-    `checkpoint_dir` (known ones are downloaded when absent); else a .pth, a folder or a hub id.
     The dict holds model, file, sha256, kind ("inverse depth" or "metres") and max_depth_m.
     Whatever cannot be had or read ends the run with exit 2 and one line.
     """
+    path = find_weights(model, checkpoint_dir)
     try:
-        if model == "demo" or model in KNOWN_SHA256 or model.endswith(".pth"):
-            path = find_weights(model, checkpoint_dir)
-            if re.match(r"depth_anything_vit", path.name):
-                raise ValueError("a checkpoint of Depth-Anything V1, which reads other layers")
+        if path.name.startswith("depth_anything_vit"):
+            raise ValueError("a checkpoint of Depth-Anything V1, which reads other layers")
+        if path.suffix == ".pth":
             max_depth_m = next((m for kind, m in MAX_DEPTH_M.items() if kind in path.name), None)
             network = build_network(read_state_dict(path), max_depth_m)
         else:
-            network, path = load_hub_folder(model)
+            network = load_hub_network(path)
     except (ValueError, OSError) as error:
         stop(f"cannot use depth model {model}: {str(error).splitlines()[0]}")
     metric = network.config.depth_estimation_type == "metric"
@@ -396,6 +425,8 @@ def tensor_size(height: int, width: int, input_size: int) -> tuple[int, int]:
 
     As in the official pre-processing: to the nearest multiple of 14, never below `input_size`.
     """
+    if max(height, width) > MAX_ASPECT * min(height, width):
+        raise ValueError(f"{width} × {height} px is longer than {MAX_ASPECT}:1")
     scale = max(input_size / height, input_size / width)
     sides = []
     for side in (height * scale, width * scale):
@@ -485,3 +516,495 @@ def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
     kind = read_depth_model(depths.parent).get("kind", "inverse depth") if depths else ""
     depth = to_inverse(depth, kind)
     return depth if size is None or size == depth.shape else resize_depth(depth, size)
+
+
+def is_finished(path: Path, photo: Path) -> bool:
+    """Whether a whole map lies at `path` that is not older than its photo."""
+    try:
+        if path.stat().st_mtime_ns < photo.stat().st_mtime_ns:
+            return False
+        depth = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return depth.ndim == 2 and depth.dtype == np.float16
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def colour_indices(depth: np.ndarray) -> np.ndarray:
+    """Inverse depth (h, w) as uint8: 0 = farthest, 255 = nearest; a flat map is all 0."""
+    low, high = float(depth.min()), float(depth.max())
+    if not high > low:
+        return np.zeros(depth.shape, np.uint8)
+    return np.round((depth - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def draw_depth(depth: np.ndarray, legend: bool = False, photo_rgb: np.ndarray | None = None):
+    """PIL picture of inverse depth (h, w): near = warm; with the photo on its left if given.
+
+    The colours are matplotlib's inferno, whose lightness grows evenly.
+    """
+    import cv2
+    from PIL import Image, ImageDraw
+
+    height, width = depth.shape
+    picture = Image.fromarray(colour_indices(depth), "P")
+    if legend:
+        bar = max(12, height // 24)
+        scale = np.tile(np.linspace(0, 255, width).astype(np.uint8), (bar, 1))
+        strip = Image.fromarray(scale, "P")
+        pen, middle = ImageDraw.Draw(strip), bar / 2
+        pen.text((4, middle), "far", fill=255, anchor="lm", font_size=bar - 3)
+        pen.text((width - 4, middle), "near", fill=0, anchor="rm", font_size=bar - 3)
+        page = Image.new("P", (width, height + bar))
+        page.paste(picture, (0, 0))
+        page.paste(strip, (0, height))
+        picture = page
+    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
+    picture.putpalette(colours[:, 0, ::-1].tobytes())
+    if photo_rgb is None:
+        return picture
+    page = Image.new("RGB", (2 * width, picture.height))
+    page.paste(Image.fromarray(photo_rgb).resize((width, height)), (0, 0))
+    page.paste(picture.convert("RGB"), (width, 0))
+    return page
+
+
+def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) -> Path | None:
+    """One page of thumbnails photo | depth, depths/contact_sheet.jpg; None without any map.
+
+    Beyond CONTACT_SHEET_PAIRS it shows an even choice of the photos.
+    """
+    from PIL import Image, ImageDraw
+
+    done = [name for name in filenames if depth_file(data_dir, name).exists()]
+    step = max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))
+    done, side, gap = done[::step], 180, 8
+    if not done:
+        return None
+    columns = min(4, len(done))
+    cell_width, cell_height = 2 * side + gap, side + 16 + gap
+    rows = math.ceil(len(done) / columns)
+    page = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    pen = ImageDraw.Draw(page)
+    for i, name in enumerate(done):
+        left, top = gap + i % columns * cell_width, gap + i // columns * cell_height
+        depth = draw_depth(load_depth_map(depth_file(data_dir, name))).convert("RGB")
+        photo = open_upright(photo_file(image_dir, name), max_side=2 * side)
+        for column, thumbnail in enumerate((photo, depth)):
+            thumbnail.thumbnail((side, side))
+            x, y = (side - thumbnail.width) // 2, (side - thumbnail.height) // 2
+            page.paste(thumbnail, (left + column * side + x, top + y))
+        pen.text((left, top + side + 2), name[-52:], fill="black", font_size=11)
+    path = data_dir / "depths" / "contact_sheet.jpg"
+    with write_atomically(path) as file:
+        page.save(file, "JPEG", quality=88)
+    return path
+
+
+# ---------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the run does with every photo. The first three decide whether old maps can stay."""
+
+    sha256: str
+    input_size: int
+    fast_decode: bool
+    side_by_side: bool
+    legend: bool
+    write_png: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One photo to work on; `draw_only` when its map is finished and only the picture is due."""
+
+    filename: str
+    photo: Path
+    max_side: int | None  # px, JPEGs may be decoded down to this longer side
+    draw_only: bool = False
+
+
+def why_redo(sidecar: dict, options: Options, data_dir: Path) -> str:
+    """Why the maps made under `sidecar` cannot stay; empty when they can."""
+    if not sidecar:
+        foreign = next((data_dir / "depths").rglob("*.npy"), None)
+        return "no readable depth_model.json says what made them" if foreign else ""
+    return ", ".join(
+        f"{name} was {str(sidecar.get(name))[:12]} and is {str(getattr(options, name))[:12]}"
+        for name in ("sha256", "input_size", "fast_decode")
+        if sidecar.get(name) != getattr(options, name)
+    )
+
+
+def plan_jobs(
+    table, data_dir: Path, image_dir: Path, options: Options, redo: bool, redraw: bool
+) -> tuple[list[Job], dict[str, tuple[str, str]]]:
+    """Jobs in an order that covers the map early, and the outcome of rows that need none."""
+    lat, lon = (table[f"gps_{axis}"].to_numpy(float) for axis in ("latitude", "longitude"))
+    jobs, outcomes = [], {}
+    for row in table.iloc[spread_order(lat, lon)].itertuples():
+        photo, path = photo_file(image_dir, row.filename), depth_file(data_dir, row.filename)
+        max_side = None
+        if options.fast_decode and row.image_width and row.image_height:
+            ratio = max(row.image_width, row.image_height) / min(row.image_width, row.image_height)
+            max_side = math.ceil(options.input_size * ratio)
+        if row.status == "unreadable":
+            outcomes[row.filename] = ("skipped", "unreadable according to the table")
+        elif redo or not is_finished(path, photo):
+            jobs.append(Job(row.filename, photo, max_side))
+        elif options.write_png and (redraw or not path.with_suffix(".png").exists()):
+            jobs.append(Job(row.filename, photo, max_side, draw_only=True))
+        else:
+            outcomes[row.filename] = ("unchanged", "")
+    return jobs, outcomes
+
+
+def read_job(job: Job, options: Options) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """What a job needs of its photo: tensor (1, 3, H, W); small uint8 RGB for the picture."""
+    if job.draw_only and not options.side_by_side:
+        return None, None
+    image = open_upright(job.photo, max_side=job.max_side)
+    tensor = None if job.draw_only else preprocess(np.asarray(image), options.input_size)
+    if not options.side_by_side:
+        return tensor, None
+    size = tensor_size(image.height, image.width, options.input_size)
+    return tensor, np.asarray(image.resize(size[::-1], reducing_gap=2))
+
+
+def repair_depth(depth: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
+    """The map fit for float16, and a warning or "". Pixels that are no number become farthest."""
+    good = np.isfinite(depth) & (np.abs(depth) <= LARGEST_FLOAT16)
+    if not good.any():
+        raise ValueError("the network gave no finite depth")
+    if not good.all():
+        farthest = depth[good].max() if kind == "metres" else depth[good].min()
+        warning = f"{np.count_nonzero(~good)} of {depth.size} pixels not finite, set to farthest"
+        return np.where(good, depth, farthest), warning
+    flat = np.ptp(depth.astype(np.float16)) == 0
+    return depth, "flat: every pixel has the same depth" if flat else ""
+
+
+def write_job(
+    job: Job, depth: np.ndarray | Exception | None, small_rgb: np.ndarray | None, data_dir: Path,
+    kind: str, options: Options,
+) -> tuple[str, str]:  # fmt: skip
+    """Write the picture, then the map: its presence means that the photo is done."""
+    path, warning = depth_file(data_dir, job.filename), ""
+    if isinstance(depth, Exception):
+        raise depth
+    if depth is None:
+        depth = np.load(path, allow_pickle=False)
+    else:
+        depth, warning = repair_depth(depth, kind)
+    depth = depth.astype(np.float16)  # the picture shows what the file holds
+    if options.write_png:
+        picture = draw_depth(to_inverse(depth, kind), options.legend, small_rgb)
+        with write_atomically(path.with_suffix(".png")) as file:
+            picture.save(file, "PNG", compress_level=4)
+    if job.draw_only:
+        return "redrawn", ""
+    with write_atomically(path) as file:
+        np.save(file, depth, allow_pickle=False)
+    return "written", warning
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """The outcome of a photo that met `error`; a full disk ends the run."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        stop(f"no space left on the disk for the depth maps ({error})")
+    return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def read_ahead(
+    pool: ThreadPoolExecutor, jobs: Iterable[Job], ahead: int, options: Options
+) -> Iterator[tuple[Job, Future]]:
+    """Jobs with the future of what they need, in order, so many of them being read ahead."""
+    waiting, jobs = deque(), iter(jobs)
+    while True:
+        for job in itertools.islice(jobs, ahead - len(waiting)):
+            waiting.append((job, pool.submit(read_job, job, options)))
+        if not waiting:
+            return
+        yield waiting.popleft()
+
+
+def batch_by_shape(
+    reading: Iterable[tuple[Job, Future]], batch_size: int, outcomes: dict[str, tuple[str, str]]
+) -> Iterator[list[tuple[Job, np.ndarray | None, np.ndarray | None]]]:
+    """Gather (job, tensor, small photo) of one shape; photos that failed go to `outcomes`."""
+    gathered: dict[tuple, list] = {}
+    for job, future in reading:
+        try:
+            tensor, small_rgb = future.result()
+        except Exception as error:  # one bad photo never ends a run
+            outcomes[job.filename] = failure(error)
+            continue
+        shape = tensor.shape if tensor is not None else ()
+        gathered.setdefault(shape, []).append((job, tensor, small_rgb))
+        if len(gathered[shape]) == batch_size:
+            yield gathered.pop(shape)
+    yield from gathered.values()
+
+
+def measure_batch(
+    network: torch.nn.Module, tensors: list[np.ndarray], precision: str
+) -> list[np.ndarray | Exception]:
+    """float32 (H, W) for every tensor (1, 3, H, W), or the error that it met.
+
+    A batch too large for the memory is done one by one; what overflows in half precision, in fp32.
+    """
+    import torch
+
+    device = next(network.parameters()).device
+    batch = torch.from_numpy(np.concatenate(tensors))
+    batch = batch.pin_memory() if device.type == "cuda" else batch
+    try:
+        batch = batch.to(device, non_blocking=True, memory_format=torch.channels_last)
+        depths = run_network(network, batch, precision).cpu().numpy()
+        if precision != "fp32" and not np.isfinite(depths).all():
+            depths = run_network(network, batch, "fp32").cpu().numpy()
+        return list(depths)
+    except (RuntimeError, MemoryError) as error:
+        if len(tensors) == 1:
+            return [error]
+    return [measure_batch(network, [tensor], precision)[0] for tensor in tensors]
+
+
+def run_jobs(
+    network, jobs: list[Job], data_dir: Path, options: Options, kind: str, precision: str,
+    batch_size: int, workers: int,
+) -> tuple[dict[str, tuple[str, str]], float]:  # fmt: skip
+    """Outcome of every job, and the seconds spent in the network.
+
+    Reading and writing run in threads beside the network, at most a few photos ahead of it.
+    """
+    from tqdm import tqdm
+
+    outcomes, writing, network_s = {}, deque(), 0.0
+    quiet = int(os.environ.get("RANK", 0)) > 0
+    with (
+        ThreadPoolExecutor(workers) as readers,
+        ThreadPoolExecutor(workers) as writers,
+        tqdm(total=len(jobs), unit="photo", disable=quiet) as progress,
+    ):
+        reading = read_ahead(readers, jobs, workers + batch_size, options)
+        batches = batch_by_shape(reading, batch_size, outcomes)
+        for batch in itertools.chain(batches, [None]):  # None: wait for the last writes
+            while len(writing) > (2 * workers if batch else 0):
+                job, future = writing.popleft()
+                error = future.exception()
+                outcomes[job.filename] = failure(error) if error else future.result()
+            progress.update(len(outcomes) - progress.n)
+            if not batch:
+                break
+            depths = [None] * len(batch)
+            if batch[0][1] is not None:
+                start = time.perf_counter()
+                depths = measure_batch(network, [tensor for _, tensor, _ in batch], precision)
+                network_s += time.perf_counter() - start
+            for (job, _, small_rgb), depth in zip(batch, depths, strict=True):
+                task = (write_job, job, depth, small_rgb, data_dir, kind, options)
+                writing.append((job, writers.submit(*task)))
+    return outcomes, network_s
+
+
+def prepare_outputs(data_dir: Path, sidecar: dict, redo: str, redraw: bool) -> None:
+    """Clear away what the coming run must not keep, then write depth_model.json.
+
+    In this order a killed run is resumed: as long as old outputs are left, so is the old sidecar.
+    """
+    depths = data_dir / "depths"
+    for path in depths.rglob("*.npy"):
+        if redo or redraw:
+            path.with_suffix(".png").unlink(missing_ok=True)
+        if redo:
+            path.unlink()
+    with write_atomically(depths / "depth_model.json", "w", encoding="utf-8") as file:
+        json.dump(sidecar, file, indent=2)
+        file.write("\n")
+
+
+def join_ranks() -> tuple[int, int]:
+    """(rank, number of ranks) under torchrun; (0, 1) without it. Gloo serves CPU and GPU alike."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        import torch.distributed
+
+        week = datetime.timedelta(days=7)  # ranks meet again only after all their photos
+        torch.distributed.init_process_group("gloo", timeout=week)
+    return int(os.environ.get("RANK", 0)), world
+
+
+def meet(world: int) -> None:
+    """Wait until all ranks have come this far; stop when one of them has ended."""
+    if world == 1:
+        return
+    import torch.distributed
+
+    try:
+        torch.distributed.barrier()
+    except RuntimeError:
+        stop("another rank has ended early; its own message says why")
+
+
+def gather_outcomes(outcomes: dict, rank: int, world: int) -> dict[str, tuple[str, str]]:
+    """The outcomes of all ranks on rank 0; those of ranks that died are simply absent."""
+    if world == 1:
+        return outcomes
+    import torch.distributed
+
+    gathered = [None] * world if rank == 0 else None
+    try:
+        torch.distributed.gather_object(outcomes, gathered)
+    except RuntimeError as error:
+        print(f"warning: not every rank has reported: {error}", file=sys.stderr)
+    for other in gathered or ():
+        outcomes = outcomes | (other or {})
+    return outcomes
+
+
+def generate_depth_maps(
+    *, data_dir: str, image_dir: str | None, checkpoint_dir: str, depth_model: str,
+    input_size: int, device: str, precision: str, batch_size: int | None, workers: int,
+    compile: bool, fast_decode: bool, write_png: bool, side_by_side: bool, legend: bool,
+    overwrite: bool, contact_sheet: bool,
+) -> int:  # fmt: skip
+    """Do the whole stage with the settings of the same names; returns the exit code."""
+    # Read by OpenMP when torch loads: waiting threads must not spin on cores that others need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else up to 10× slower on a busy machine
+    start, data_dir = time.perf_counter(), Path(data_dir)
+    image_dir = Path(image_dir) if image_dir else data_dir / "images"
+    rank, world = join_ranks()
+    table = read_table(data_dir)
+    if rank > 0:
+        meet(world)  # rank 0 alone downloads and sweeps
+    sha256 = file_sha256(find_weights(depth_model, checkpoint_dir))
+    if rank == 0:
+        sweep_temporaries(data_dir / "depths")
+        meet(world)
+    options = Options(sha256, input_size, fast_decode, side_by_side, legend, write_png)
+    old = read_depth_model(data_dir)
+    redo = "--overwrite" if overwrite else why_redo(old, options, data_dir)
+    redraw = write_png and any(old.get(k) != getattr(options, k) for k in PICTURE_SETTINGS)
+    jobs, outcomes = plan_jobs(table, data_dir, image_dir, options, bool(redo), redraw)
+    network, sidecar, network_s = None, old, 0.0
+    if any(not job.draw_only for job in jobs):
+        device = pick_device(device)
+        precision = pick_precision(precision, device)
+        network, info = load_network(depth_model, checkpoint_dir, device)
+        network = speed_up(network, compile)
+        sidecar = describe_maps(info, {} if redo else old, options, precision)
+    elif redraw:
+        sidecar = old | {name: getattr(options, name) for name in PICTURE_SETTINGS}
+    meet(world)  # all ranks have the same plan; only now may the files change
+    if rank == 0 and jobs:
+        announce(sidecar, redo, len(jobs), len(table))
+        prepare_outputs(data_dir, sidecar, redo, redraw)
+    meet(world)
+    if jobs:
+        batch_size = batch_size or (8 if device.startswith("cuda") else 1)
+        done, network_s = run_jobs(network, jobs[rank::world], data_dir, options, sidecar["kind"],
+                                   precision, batch_size, workers)  # fmt: skip
+        outcomes = gather_outcomes(outcomes | done, rank, world)
+    if rank > 0:
+        return 0
+    if contact_sheet:
+        save_contact_sheet(data_dir, image_dir, list(table.filename))
+    share = network_s / (time.perf_counter() - start)
+    return report(outcomes, list(table.filename), data_dir, time.perf_counter() - start, share)
+
+
+def speed_up(network: torch.nn.Module, compile: bool) -> torch.nn.Module:
+    """The same network in the memory layout that convolutions like, compiled if wanted."""
+    import torch
+
+    network = network.to(memory_format=torch.channels_last)
+    return torch.compile(network) if compile else network
+
+
+def describe_maps(info: dict, old: dict, options: Options, precision: str) -> dict:
+    """What depth_model.json says. A run that goes on in another precision names both."""
+    precisions = {precision, *old.get("precision", precision).split("+")}
+    settings = {name: getattr(options, name) for name in ("input_size", "fast_decode")}
+    pictures = options if options.write_png or not old else types.SimpleNamespace(**old)
+    settings |= {name: getattr(pictures, name) for name in PICTURE_SETTINGS}
+    return info | {"precision": "+".join(sorted(precisions))} | settings
+
+
+def announce(sidecar: dict, redo: str, jobs: int, rows: int) -> None:
+    """Say what is about to be done and why."""
+    report_weights(sidecar)
+    if redo:
+        print(f"all maps are made anew: {redo}")
+    how = f"{sidecar['precision']}, shorter side {sidecar['input_size']} px"
+    print(f"{jobs} of {rows} photos to do, {how}")
+
+
+def report(
+    outcomes: dict[str, tuple[str, str]], filenames: list[str], data_dir: Path, seconds: float,
+    network_share: float,
+) -> int:  # fmt: skip
+    """Account for every row, name what went wrong, and say what comes next; the exit code."""
+    lost = ("failed", "not reported: the rank that had it has ended")
+    outcomes = {name: outcomes.get(name, lost) for name in filenames}
+    for name, (outcome, reason) in outcomes.items():
+        if reason:
+            print(f"{outcome}: {name}: {reason}")
+    counts = Counter(outcome for outcome, _ in outcomes.values())
+    made = counts["written"] + counts["redrawn"]
+    if made:
+        print(f"{made / seconds:.2f} photos/s, {network_share:.0%} of the time in the network")
+    listed = ", ".join(f"{number} {outcome}" for outcome, number in sorted(counts.items()))
+    print(f"{len(outcomes)} photos in the table: {listed}")
+    print(f"depth maps and pictures: {data_dir / 'depths'}")
+    if counts["failed"]:
+        print("failed photos are tried again by the same command")
+    where = "" if data_dir == Path("data") else f" --data-dir {data_dir}"
+    print(f"next: python gps_orientation_trainer.py{where}")
+    return 1 if counts["failed"] else 0
+
+
+# ---------------------------------------------------------------- command line
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Settings from the command line, with the constants above as defaults."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    add("--data-dir", default=DATA_DIR, help="folder of exif_data.json and depths/")
+    add("--image-dir", default=IMAGE_DIR, help="the photos (default: DATA_DIR/images)")
+    add("--checkpoint-dir", default=CHECKPOINT_DIR, help="folder of the weights")
+    models = "vits, vitb, vitl, metric_hypersim_vits …, demo; a .pth, a folder or a hub id"
+    add("--depth-model", default=DEPTH_MODEL, help=models)
+    add("--input-size", type=int, default=INPUT_SIZE, help="shorter side in px (%(default)s)")
+    add("--device", default=DEVICE, help="auto, cpu, cuda, cuda:1, mps")
+    add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"))
+    add("--batch-size", type=int, default=BATCH_SIZE, help="photos per pass (1 on CPU, else 8)")
+    add("--workers", type=int, default=WORKERS, help="reading and writing threads (%(default)s)")
+    add("--compile", action=switch, default=COMPILE, help="torch.compile the network")
+    add("--fast-decode", action=switch, default=FAST_DECODE, help="read JPEGs at reduced size")
+    add("--write-png", action=switch, default=WRITE_PNG, help="a picture beside each map")
+    add("--side-by-side", action=switch, default=SIDE_BY_SIDE, help="pictures: photo | depth")
+    add("--legend", action=switch, default=LEGEND, help="pictures with a thin far-near scale")
+    add("--overwrite", action="store_true", help="make all maps anew")
+    add("--contact-sheet", action="store_true", help="also write depths/contact_sheet.jpg")
+    args = parser.parse_args(argv)
+    for name in ("input_size", "workers", "batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            stop(f"--{name.replace('_', '-')} must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the depth maps; returns the exit code."""
+    return generate_depth_maps(**vars(parse_args(argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
