@@ -8,6 +8,7 @@ writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read 
 """
 
 import argparse
+import contextlib
 import csv
 import itertools
 import json
@@ -73,6 +74,7 @@ PIXEL_LIMIT = 89_478_485  # of all other formats: Pillow's own bomb warning, her
 MAX_VALUE_BYTES = 4096  # longest tag value read; the longest that matters is a lens name
 MAX_XMP_BYTES = 2_000_000  # an XMP packet longer than this is cut; inflated profiles too
 MAX_PARTS = 100_000  # segments, chunks or boxes walked in one file before giving up
+STALE_MINUTES = 15  # a GPS fix this old still tells the zone (they differ by 15 min at least)
 FILE_CPU_S = 0.9  # processor time for one file, twice (in its chunk, then alone): about 2 s
 FILE_WAIT_S = 30.0  # longest silence of a reader, slow disks included
 FILE_MEMORY = 512 << 20  # bytes a reader may take on top of what it starts with
@@ -121,7 +123,8 @@ def scan(image_dir: str | Path) -> tuple[list[str], dict[str, str], list[str], l
     out; linked folders are followed once, so a loop of links ends.
     """
     root = os.fspath(image_dir)
-    disk, raw, names, folders, seen = {}, [], [], [""], set()
+    about = os.stat(root)
+    disk, raw, names, folders, seen = {}, [], [], [""], {(about.st_dev, about.st_ino)}
     while folders:
         folder = folders.pop()
         try:
@@ -335,12 +338,12 @@ def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
             if len(frame) == 4:
                 photo.height, photo.width = struct.unpack(">HH", frame)
         elif marker == 0xE1:
-            start = data.at(position + 4, 29)
-            if start[:5] == b"Exif\0" and photo.exif is None:
+            start = data.at(position + 4, 28)
+            if start[:5] == b"Exif\0" and photo.exif is None and start[6:8] in (b"II", b"MM"):
                 if position + 2 + size > data.size:
                     photo.warnings.append("exif_truncated")
                 photo.exif = data.part(position + 10, size - 8)
-            elif start == b"http://ns.adobe.com/xap/1.0/\0" and photo.xmp is None:
+            elif start == b"http://ns.adobe.com/xap/1.0/" and photo.xmp is None:
                 photo.xmp = data.at(position + 33, size - 31)
         position += 2 + max(size, 2)
 
@@ -391,7 +394,7 @@ def _read_png_text(kind: bytes, chunk: bytes, photo: Photo) -> Bytes | None:
         digits = re.sub(rb"[^0-9A-Fa-f]", b"", b"".join(rest.split(b"\n")[3:]))
         rest = bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
     if key.endswith((b"exif", b"app1")):
-        if rest[:29] != b"http://ns.adobe.com/xap/1.0/\0":
+        if not rest.startswith(b"http://ns.adobe.com/xap/1.0/"):
             return _exif_block(Bytes(rest))
         rest = rest[29:]
     if key.endswith((b"xmp", b"app1")) and photo.xmp is None:
@@ -550,9 +553,9 @@ def _read_properties(meta: bytes, start: int, end: int, primary: int, photo: Pho
         return
     properties = list(_boxes(meta, *parts[b"ipco"]))
     begin, stop = parts[b"ipma"]
-    version, wide = meta[begin], 2 if meta[begin + 3] & 1 else 1
+    version, size = meta[begin], 2 if meta[begin + 3] & 1 else 1
     position, id_size = begin + 8, 4 if version else 2
-    mirrored, quarters = False, 0
+    mirrored, quarters, turns = False, 0, False
     for _ in range(min(int.from_bytes(meta[begin + 4 : begin + 8], "big"), 4096)):
         if position + id_size >= stop:
             break
@@ -561,24 +564,26 @@ def _read_properties(meta: bytes, start: int, end: int, primary: int, photo: Pho
             meta[position + id_size],
         )
         position += id_size + 1
-        for place in range(position, position + count * wide, wide):
-            number = int.from_bytes(meta[place : place + wide], "big") & (
-                0x7FFF if wide == 2 else 0x7F
+        for place in range(position, position + count * size, size):
+            number = int.from_bytes(meta[place : place + size], "big") & (
+                0x7FFF if size == 2 else 0x7F
             )
             if item != primary or not 0 < number <= len(properties):
                 continue
             kind, at, _ = properties[number - 1]
             if kind == b"ispe":
                 photo.width, photo.height = struct.unpack_from(">II", meta, at + 4)
+            elif kind == b"clap":  # clean aperture: encoders pad small pictures
+                wide, below, high, under = struct.unpack_from(">IIII", meta, at)
+                photo.width, photo.height = wide // (below or 1), high // (under or 1)
             elif kind == b"irot":
-                quarters += -meta[at] % 4
-            elif (
-                kind == b"imir"
-            ):  # axis 1: left-right; axis 0: top-bottom = left-right and a half turn
+                quarters, turns = quarters - meta[at] % 4, True
+            elif kind == b"imir":  # axis 1: left-right; axis 0: top-bottom, a half turn more
                 mirrored, quarters = not mirrored, (0 if meta[at] & 1 else 2) - quarters
-        position += count * wide
+                turns = True
+        position += count * size
     for tag, (mirror, turn, _) in ORIENTATIONS.items():
-        if (mirror, turn) == (mirrored, quarters % 4):
+        if turns and (mirror, turn) == (mirrored, quarters % 4):
             photo.turn = tag
 
 
@@ -617,16 +622,19 @@ Value = bytes | tuple
 def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False) -> dict:
     """Read the wanted tags of one TIFF directory; values out of bounds are left out.
 
+    A directory that is cut off or begins with an unknown type is taken for noise, as ExifTool does.
     Text and undefined values come as bytes, numbers as tuples, 0/0 as nan, x/0 as infinity.
     """
     count_size, entry, entry_size = (8, "HHQ8s", 20) if big else (2, "HHI4s", 12)
     count = int.from_bytes(data.at(offset, count_size), "little" if order == "<" else "big")
     block = data.at(offset + count_size, min(count, 4096) * entry_size)
     found = {}
-    for tag, kind, number, inline in struct.iter_unpack(
-        order + entry, block[: len(block) // entry_size * entry_size]
-    ):
-        if tag not in wanted or kind not in TYPE_SIZES or number == 0:
+    if not count or len(block) < min(count, 4096) * entry_size:
+        return found
+    if struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES:
+        return found
+    for tag, kind, number, inline in struct.iter_unpack(order + entry, block):
+        if tag not in wanted or tag in found or kind not in TYPE_SIZES or number == 0:
             continue
         size = TYPE_SIZES[kind] * number
         if size > len(inline):
@@ -794,50 +802,72 @@ def _altitude(value: Value | None, below: float | None) -> float | None:
 
 # ---------------------------------------------------------------- XMP
 
-XMP_NAMES = ("DateTimeOriginal", "GPSLatitude", "GPSLongitude", "GPSAltitude", "GPSAltitudeRef",
-             "GPSTimeStamp", "Make", "Model")  # fmt: skip
-XMP_VALUE = re.compile(
-    r"[\s<](?:exif|tiff):("
-    + "|".join(XMP_NAMES)
-    + r")(?:\s{0,9}=\s{0,9}(?:\"([^\"<]{0,200})\"|'([^'<]{0,200})')"
-    r"|(?:\s[^<>]{0,200})?>([^<]{0,200})<)"
-)
+XMP_NAMES = frozenset(("DateTimeOriginal", "GPSLatitude", "GPSLongitude", "GPSAltitude",
+                       "GPSAltitudeRef", "GPSTimeStamp", "Make", "Model"))  # fmt: skip
+XMP_SPACES = ("http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/")
 
 
 def read_xmp(packet: bytes | None) -> dict[str, str]:
-    """Find the photo's place, time and camera in an XMP packet, as attributes or elements.
+    """Find the photo's place, time and camera in an XMP packet (ISO 16684-1).
 
-    A bounded pattern, not an XML parser: no entities to expand, and damaged packets still speak.
+    Only direct properties of the picture count, not places told inside other structures. What
+    stands before damage is kept; a packet that declares entities is not followed.
     """
-    if not packet:
+    if not packet or not any(name.encode() in packet.replace(b"\0", b"") for name in XMP_NAMES):
         return {}
-    head = packet[:4]
-    if head[:2] in (b"\xfe\xff", b"\xff\xfe") or b"\0" in head:
-        code = "utf-16-be" if head[:1] in (b"\xfe", b"\0") else "utf-16-le"
-        written = packet.decode(code, "replace")
-    else:
-        written = packet.decode("utf-8", "replace")
-    found = {}
-    for name, double, single, element in XMP_VALUE.findall(written):
-        value = (double or single or element).strip()
-        if value and "&" in value:
-            import html
+    from xml.parsers import expat
 
-            value = html.unescape(value)
-        if value:
-            found.setdefault(name, value)
+    found: dict[str, str] = {}
+    path: list[str] = []
+    spaces = {"exif": XMP_SPACES[0], "tiff": XMP_SPACES[1]}
+    written: list[str] = []
+
+    def keep(name: str, value: str) -> None:
+        prefix, _, local = name.rpartition(":")
+        if local in XMP_NAMES and spaces.get(prefix) in XMP_SPACES and value.strip():
+            found.setdefault(local, value.strip()[:200])
+
+    def start(name: str, attributes: dict) -> None:
+        spaces.update((key[6:], uri) for key, uri in attributes.items() if key[:6] == "xmlns:")
+        path.append(name)
+        written.clear()
+        if [part.rpartition(":")[2] for part in path[-2:]] == ["RDF", "Description"]:
+            for key, value in attributes.items():
+                keep(key, value)
+
+    def end(name: str) -> None:
+        path.pop()
+        if [part.rpartition(":")[2] for part in path[-2:]] == ["RDF", "Description"]:
+            keep(name, "".join(written))
+        written.clear()
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("entity")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = written.append, refuse
+    with contextlib.suppress(expat.ExpatError, ValueError):
+        parser.Parse(_xmp_text(packet).encode(), True)
     return found
 
 
+def _xmp_text(packet: bytes) -> str:
+    """Decode UTF-8 or UTF-16 and drop what XML forbids: a bad byte costs one character."""
+    code = "utf-8"
+    if packet[:2] in (b"\xfe\xff", b"\xff\xfe") or b"\0" in packet[:4]:
+        code = "utf-16-be" if packet[:1] in (b"\xfe", b"\0") else "utf-16-le"
+    written = packet.decode(code, "replace").lstrip("\ufeff")
+    begin = max(written.find("<"), 0)
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", written[begin : written.rfind(">") + 1])
+
+
 def _xmp_angle(written: str, letters: str) -> tuple[float | None, str]:
-    """Read "48,37.9084N" (XMP part 2, GPSCoordinate) or signed degrees: (degrees, reference)."""
+    """Read "48,37.9084N" (XMP GPSCoordinate), else signed degrees: (degrees, reference)."""
     reference = written[-1:].upper()
     if reference in letters:
         return angle(written[:-1].encode()), reference
-    values = _numbers(written)
-    if len(values) != 1:
-        return None, ""
-    return abs(values[0]), letters[1] if values[0] < 0 else letters[0]
+    return angle(written.encode()), letters[1] if written[:1] == "-" else letters[0]
 
 
 # ---------------------------------------------------------------- time
@@ -887,7 +917,6 @@ def add_time(row: dict, main: dict, exif: dict, gps: dict, xmp: dict, warnings: 
         (TAKEN, exif, FRACTION_TAKEN, ZONE_TAKEN),
         (TAKEN, main, FRACTION_TAKEN, ZONE_TAKEN),
         (DIGITISED, exif, FRACTION_DIGITISED, ZONE_DIGITISED),
-        (DIGITISED, main, FRACTION_DIGITISED, ZONE_DIGITISED),
     ):
         written = text(source.get(tag))
         taken = read_date(written, text(source.get(fraction)))
@@ -923,14 +952,14 @@ def _gps_time(gps: dict, xmp: dict) -> tuple[str | None, float] | None:
         if not fix:
             return None
         when = fix[0] - timedelta(minutes=fix[1] or 0)
-        return f"{when:%Y-%m-%d}", when.hour * 3600 + when.minute * 60 + when.second
+        return when.date().isoformat(), when.hour * 3600 + when.minute * 60 + when.second
     parts = [0.0 if math.isnan(part) else part for part in value[:3]]
     seconds = sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=False))
     if all(math.isnan(part) for part in value) or len(parts) < 3 or not 0 <= seconds < 86400:
         return None
     date = re.match(r"(\d{4})\D(\d{1,2})\D(\d{1,2})", text(gps.get(GPS_DATE)) or "")
     try:
-        day = f"{datetime(*map(int, date.groups())):%Y-%m-%d}" if date else None
+        day = datetime(*map(int, date.groups())).date().isoformat() if date else None
     except ValueError:
         day = None
     return day, seconds
@@ -1031,10 +1060,10 @@ def _add_orientation(row: dict, photo: Photo, main: dict, warnings: list) -> Non
     tag = main.get(TURN)
     tag = int(number(tag)) if tag is not None and number(tag) is not None else None
     if photo.kind in ("heic", "avif"):
-        turned = photo.turn if photo.kind == "avif" else 1
         if photo.kind == "heic" and photo.turn in (5, 6, 7, 8):
             row["image_width"], row["image_height"] = row["image_height"], row["image_width"]
-        tag = turned or 1
+        stated = tag is not None or photo.turn is not None
+        tag = (photo.turn if photo.kind == "avif" else None) or (1 if stated else None)
     elif tag is not None and tag not in ORIENTATIONS:
         warnings.append("orientation_invalid")
         tag = 1
@@ -1083,49 +1112,49 @@ def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None
 
 def add_utc(row: dict, gps_time: tuple | None, warnings: list) -> None:
     """Fill the UTC columns: offset tag, else the GPS clock, else the zone of the position."""
-    when = datetime.fromisoformat(row["datetime"]) if row["datetime"] else None
-    clock = _clock(gps_time, when)
-    if when is None:
-        if clock:
-            row["datetime_utc"], row["utc_source"] = (
-                f"{clock.isoformat(timespec='seconds')}Z",
-                "gps_time",
-            )
+    if not row["datetime"]:
+        if gps_time and gps_time[0]:
+            row["datetime_utc"] = _clock(gps_time).isoformat(timespec="seconds") + "Z"
+            row["utc_source"] = "gps_time"
         return
-    place = None
-    if row["gps_latitude"] is not None and "gps_zero" not in warnings:
-        place = row["gps_latitude"], row["gps_longitude"]
+    when, dated = datetime.fromisoformat(row["datetime"]), bool(gps_time and gps_time[0])
+    ahead = (when - _clock(gps_time, when)).total_seconds() / 60 if gps_time else None
     minutes, source = row["utc_offset_minutes"], row["utc_source"]
-    ahead = (when - clock).total_seconds() / 60 if clock else None
-    if source == "offset_tag":
-        if ahead is not None and abs(ahead - minutes) > 15:
-            warnings.append("gps_time_differs")
-    elif ahead is not None and (rounded := _plausible_offset(ahead)) is not None:
-        minutes, source = rounded, "gps_time"
-    elif place and (local := zone_offset(*place, when)):
-        minutes, source = local[0], "position_timezone"
-        days = (-1440, 0, 1440) if gps_time and not gps_time[0] else (0,)
-        if ahead is not None and any(abs(ahead + day - minutes) <= 15 for day in days):
-            source = "gps_time"  # the GPS clock, a few minutes stale or undated, says the same
-        else:
-            warnings.extend(
-                ["gps_time_differs"] * (ahead is not None) + [local[1]] * bool(local[1])
-            )
+    if source is None:
+        known = row["gps_latitude"] is not None and "gps_zero" not in warnings
+        place = (row["gps_latitude"], row["gps_longitude"]) if known else None
+        minutes, source, noted = _infer_offset(place, when, ahead, dated)
+        warnings.extend(noted)
+    elif dated and abs(ahead - minutes) > STALE_MINUTES:
+        warnings.append("gps_time_differs")
     if minutes is None:
         return
-    row["utc_offset_minutes"], row["utc_source"] = minutes, source
-    try:
+    with contextlib.suppress(OverflowError):  # the years 1 and 9999
         row["datetime_utc"] = _iso(when - timedelta(minutes=minutes)) + "Z"
-    except OverflowError:
-        row["utc_offset_minutes"] = row["utc_source"] = None
-        warnings.append("date_invalid")
+        row["utc_offset_minutes"], row["utc_source"] = minutes, source
 
 
-def _clock(gps_time: tuple | None, when: datetime | None) -> datetime | None:
-    """UTC of the GPS fix; None while its date is unknown."""
-    if not gps_time or not gps_time[0]:
-        return None
-    return datetime.fromisoformat(gps_time[0]) + timedelta(seconds=round(gps_time[1], 3))
+def _infer_offset(
+    place: tuple | None, when: datetime, ahead: float | None, dated: bool
+) -> tuple[int | None, str | None, list[str]]:
+    """Offset, its source and warnings, from local time minus GPS time or from the position."""
+    rounded = _plausible_offset(ahead) if dated else None
+    if rounded is not None:
+        return rounded, "gps_time", []
+    local = zone_offset(*place, when) if place else None
+    differs = ["gps_time_differs"] if dated else []
+    if local is None:
+        return None, None, differs
+    days = (0,) if dated else (-1440, 0, 1440)
+    if ahead is not None and any(abs(ahead + day - local[0]) <= STALE_MINUTES for day in days):
+        return local[0], "gps_time", []  # the fix was a little old, or undated, but says the same
+    return local[0], "position_timezone", differs + ([local[1]] if local[1] else [])
+
+
+def _clock(gps_time: tuple, when: datetime | None = None) -> datetime:
+    """UTC of the GPS fix; on the local day where the fix is undated."""
+    day = datetime.fromisoformat(gps_time[0] or when.date().isoformat())
+    return day + timedelta(seconds=round(gps_time[1], 3))
 
 
 def _plausible_offset(ahead: float) -> int | None:
@@ -1359,11 +1388,10 @@ def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
 def read_records(path: Path) -> Iterator[dict]:
     """Yield the records of a table, line by line where they were written so."""
     with open(path, encoding="utf-8") as file:
-        if file.readline().strip() == "[":
-            for line in file:
-                line = line.strip().rstrip(",")
-                if line != "]":
-                    yield json.loads(line)
+        if file.readline() == "[\n" and file.read(13) == '{"filename": ':
+            file.seek(2)
+            while (line := file.readline().strip().rstrip(",")) != "]":
+                yield json.loads(line)
             return
         file.seek(0)
         yield from json.load(file)
