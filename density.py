@@ -8,8 +8,10 @@ Reads data/exif_data.json, draws the density of its photos: data/density.png and
 
 import argparse
 import itertools
+import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +27,7 @@ BANDWIDTH_KM = None  # kernel width of the map in km; None = a twentieth of the 
 GROUP_RADII_KM = (1.0, 0.3, 0.1, 0.03, 0.0)  # tried in turn; 0 = bursts alone
 BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one burst
 LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
+DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not used as a label
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
 
 # ---------------------------------------------------------------- files
@@ -44,7 +47,8 @@ def write_atomically(path: str | Path, mode: str = "wb", **open_options) -> Iter
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[-100:]}.{os.getpid()}.tmp")
+    tag = zlib.crc32(os.fsencode(path.name))  # tells long names with the same beginning apart
+    temporary = path.with_name(f".{path.name[:40]}.{tag:08x}.{os.getpid()}.tmp")
     try:
         with open(temporary, mode, **open_options) as file:
             yield file
@@ -61,7 +65,7 @@ def sweep_temporaries(folder: str | Path) -> int:
     removed = 0
     for file in Path(folder).rglob(".*.tmp"):
         pid = file.name.split(".")[-2]
-        if pid.isdigit() and (int(pid) == os.getpid() or not _process_lives(int(pid))):
+        if pid.isdecimal() and (int(pid) == os.getpid() or not _process_lives(int(pid))):
             file.unlink(missing_ok=True)
             removed += 1
     return removed
@@ -72,7 +76,7 @@ def _process_lives(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except (PermissionError, OverflowError):  # another user's; a number that no process has
         return True
     return True
 
@@ -112,7 +116,7 @@ def bearing_deg(lat1, lon1, lat2, lon2) -> np.ndarray:
     east = np.radians(np.asarray(lon2, float) - np.asarray(lon1, float))
     y = np.sin(east) * np.cos(lat2)
     x = np.cos(lat1) * np.sin(lat2) - np.sin(lat1) * np.cos(lat2) * np.cos(east)
-    return np.degrees(np.arctan2(y, x)) % 360.0
+    return np.degrees(np.arctan2(y, x)) % 360.0 % 360.0  # twice: −1e-14 % 360 is 360
 
 
 def geographic_median(lat: np.ndarray, lon: np.ndarray) -> tuple[float, float]:
@@ -325,3 +329,99 @@ def cell_centres(lat: np.ndarray, lon: np.ndarray, cell_km: float) -> tuple[np.n
     ]
     table = np.array(moved, float).reshape(-1, 2)
     return table[:, 0], table[:, 1]
+
+
+# ---------------------------------------------------------------- the map
+
+
+def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the table, those that the extractor doubts left out; ends the run without."""
+    table = data_dir / "exif_data.json"  # read plainly: the extractor imports this module
+    try:
+        with open(table, encoding="utf-8") as file:
+            rows = json.load(file)
+        places = [
+            (row["gps_latitude"], row["gps_longitude"])
+            for row in rows
+            if row["gps_latitude"] is not None
+            and not set((row["warnings"] or "").split(";")) & set(DOUBTED_POSITION)
+        ]
+    except FileNotFoundError:
+        stop(f"no table {table}: run python exif_extractor.py --data-dir {data_dir} first")
+    except (ValueError, KeyError, TypeError) as error:
+        stop(f"{table} is not a table of photos ({error!r}): run python exif_extractor.py again")
+    if not places:
+        stop(f"no photo in {table} has a position")
+    lat, lon = np.array(places, float).T
+    return lat, lon
+
+
+def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) -> None:
+    """Draw photos per km² and the photos themselves on a plain latitude–longitude grid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import LogNorm
+
+    stretch = max(float(np.cos(np.radians(lat.mean()))), 0.05)  # a degree of longitude is shorter
+    pad = np.degrees(4 * bandwidth_km / EARTH_RADIUS_KM)
+    half = max(float(np.ptp(lat)), float(np.ptp(lon)) * stretch) / 2 + pad
+    middle_lat, middle_lon = (lat.min() + lat.max()) / 2, (lon.min() + lon.max()) / 2
+    rows = np.linspace(max(middle_lat - half, -90), min(middle_lat + half, 90), 300)
+    columns = np.linspace(middle_lon - half / stretch, middle_lon + half / stretch, 300)
+    grid = np.meshgrid(rows, columns, indexing="ij")
+    value = density_per_km2(lat, lon, grid[0].ravel(), grid[1].ravel(), bandwidth_km)
+    value = value.reshape(grid[0].shape)
+    figure, axis = plt.subplots(figsize=(7.2, 6.2), layout="constrained")
+    norm = LogNorm(value.max() / 1e3, value.max(), clip=False)
+    shown = np.ma.masked_less(value, value.max() / 1e3)
+    mesh = axis.pcolormesh(columns, rows, shown, norm=norm, cmap="YlGnBu", shading="gouraud")
+    axis.scatter(lon, lat, s=5, color="#b3432b", linewidths=0, alpha=0.7)
+    figure.colorbar(mesh, label="photos per km²", shrink=0.8)
+    axis.set_aspect(1 / stretch)
+    axis.set(xlabel="longitude (°)", ylabel="latitude (°)", facecolor="#fafafa")
+    axis.set_title(f"{len(lat)} photos, kernel of {bandwidth_km:.3g} km", loc="left")
+    axis.ticklabel_format(useOffset=False)
+    with write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=130)
+    plt.close(figure)
+
+
+def draw_heat_map(lat: np.ndarray, lon: np.ndarray, path: Path) -> None:
+    """The same as a page to zoom in; its background map is loaded by the browser, when opened."""
+    import folium
+    from folium.plugins import HeatMap
+
+    page = folium.Map(location=[float(lat.mean()), float(lon.mean())], tiles="OpenStreetMap")
+    HeatMap(np.stack([lat, lon], axis=1).tolist(), radius=14, blur=18).add_to(page)
+    page.fit_bounds([[lat.min(), lon.min()], [lat.max(), lon.max()]])
+    with write_atomically(path) as file:
+        file.write(page.get_root().render().encode())
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-dir", default=DATA_DIR, help="folder with exif_data.json")
+    parser.add_argument("--bandwidth-km", default=BANDWIDTH_KM, type=float, help="kernel width")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    data_dir = Path(args.data_dir)
+    lat, lon = read_positions(data_dir)
+    middle_lon = geographic_median(lat, lon)[1]  # the map's seam lies opposite, not at ±180°
+    lon = middle_lon + (lon - middle_lon + 180) % 360 - 180
+    extent_km = distance_km(lat.min(), lon.min(), lat.max(), lon.max())
+    bandwidth_km = args.bandwidth_km or max(float(extent_km) / 20, 0.001)
+    draw_map(lat, lon, bandwidth_km, data_dir / "density.png")
+    draw_heat_map(lat, lon, data_dir / "density.html")
+    print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -902,9 +902,10 @@ def depth_estimator(checkpoint: dict, checkpoint_dir: Path, precision):
     import depth_map_generator
 
     about = checkpoint["settings"]["depth_model"]
-    weights = (
-        str(checkpoint_dir / about["file"]) if about["file"].endswith(".pth") else about["model"]
-    )
+    weights = about["model"]  # a hub id, unless it was a file
+    if about["file"].endswith(".pth"):
+        places = [folder / about["file"] for folder in (checkpoint_dir, checkpoint_dir.parent)]
+        weights = str(next((file for file in places if file.is_file()), places[0]))
     network, info = depth_map_generator.load_network(weights, checkpoint_dir, precision.device.type)
     if info["sha256"] != about["sha256"]:
         density.stop(

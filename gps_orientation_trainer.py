@@ -74,7 +74,6 @@ LITE0 = "tf_efficientnet_lite0"
 RESNET50_FILE = "resnet50-11ad3fa6.pth"  # torchvision's IMAGENET1K_V2
 RESNET50_URL = f"https://download.pytorch.org/models/{RESNET50_FILE}"
 RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
-UNTRUSTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: no label from these
 
 # ---------------------------------------------------------------- photos and their labels
 
@@ -109,7 +108,7 @@ class Photos:
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
     """Every row of the table with its labels; a position that the extractor doubts is none."""
     warned = table["warnings"].fillna("").str.split(";")
-    distrust = warned.map(lambda codes: any(code in UNTRUSTED_POSITION for code in codes))
+    distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
     local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
     utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
     utc = utc.dt.tz_localize(None).fillna(local)

@@ -8,6 +8,7 @@ points east, y north, z up from sea level; the origin is the island's centre.
 
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 
 import numpy as np
 from astral import Observer
@@ -160,7 +161,19 @@ def bilinear(grid: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def tiled(tile: np.ndarray, x: np.ndarray, y: np.ndarray, metres: float) -> np.ndarray:
     """Periodic `tile` at world positions, one cell every `metres`."""
     cells = tile.shape[0] - 1
-    return bilinear(tile, (x / metres) % cells, (y / metres) % cells)
+    u, v = x * (1 / (metres * cells)), y * (1 / (metres * cells))  # np.mod is many times slower
+    u -= np.floor(u)
+    v -= np.floor(v)
+    return bilinear(tile, u * cells, v * cells)
+
+
+@cache
+def textures() -> tuple:
+    """Noise tiles, crowns, random table and sprites: the same on every island."""
+    rng = np.random.default_rng(7)
+    tile = fractal_tile(rng, 512, 1.7)
+    return (tile, fractal_tile(rng, 512, 1.15), fractal_tile(rng, 1024, 1.75), crown_tile(rng, 512, 8),
+            rng.random((256, 256, 6), dtype=np.float32), make_sprites(rng, tile))
 
 
 # ---------------------------------------------------------------- the island
@@ -176,13 +189,7 @@ class Island:
         self.seed, self.cells = seed, cells
         self.spacing = SIZE_M / cells
         rng = np.random.default_rng([seed, 1])
-        textures = np.random.default_rng(7)
-        self.tile = fractal_tile(textures, 512, 1.7)
-        self.fine = fractal_tile(textures, 512, 1.15)
-        self.clouds = fractal_tile(textures, 1024, 1.75)
-        self.crowns = crown_tile(textures, 512, 8)
-        self.hash = textures.random((256, 256, 6), dtype=np.float32)
-        self.sprites = make_sprites(textures, self.tile)
+        self.tile, self.fine, self.clouds, self.crowns, self.hash, self.sprites = textures()
         turn = 0.0 if seed == 1 else rng.uniform(0, 2 * np.pi)
         height = self._raise_terrain(rng, turn)
         dy, dx = np.gradient(height, self.spacing)
@@ -508,14 +515,14 @@ def _plant(rng: np.random.Generator, kind: str, size: int) -> np.ndarray:
         lobes = [(rng.uniform(0.3, 0.7), rng.uniform(low + 0.12, 0.84), rng.uniform(0.13, 0.24))
                  for _ in range(9)] + [(0.5, (low + 1) / 2 + 0.03, 0.26)]
         for u, v, reach in lobes:
-            for _ in range(300):
+            for _ in range(420):
                 d = rng.normal(size=3)
                 d *= reach * rng.uniform(0.8, 1.0) / np.linalg.norm(d)
                 pu, pv = u + d[0], v + 0.8 * d[1]
                 if low < pv < 0.99 and 0.02 < pu < 0.98:
                     nx, ny = 1.6 * (pu - 0.5) + d[0] / reach * 0.5, 1.1 * (pv - low - 0.2) + d[1] / reach * 0.5
                     shade = (0.45 + 0.5 * (pv - low) / (1 - low)) * rng.uniform(0.75, 1.15)
-                    b.append((pu, pv, d[2], rng.uniform(0.005, 0.011) * size, shade, 0, nx, ny))
+                    b.append((pu, pv, d[2], rng.uniform(0.004, 0.0085) * size, shade, 0, nx, ny))
     elif kind == "conifer":
         wood([(0.5, v) for v in np.linspace(0, 0.9, 80)], 0.011)
         for _ in range(1500):
@@ -560,11 +567,17 @@ def _solid(rng: np.random.Generator, kind: str, tile: np.ndarray, size: int) -> 
         towers = 0.45 + 0.35 * np.exp(-((u - rng.uniform(-0.4, 0.4)) / 0.35) ** 2)
         body = 1 - (u / 0.85) ** 2 - (np.maximum(v - 0.25, (0.25 - v) * 3.2) / towers) ** 2 + 0.38 * noise
         alpha = smoothstep(0.0, 0.55, body) * smoothstep(1.0, 0.8, np.abs(u)) * smoothstep(0, 0.1, v)
-    bulge = np.sqrt(np.clip(body, 0.02, 1.5)) + (0.35 if kind == "rock" else 0.12) * noise
+    if kind == "rock":
+        bulge = np.sqrt(np.clip(body, 0.02, 1.5)) + 0.35 * noise
+    else:  # light on a cloud follows its billows, not every wisp
+        small = body.reshape(size // 8, 8, size // 8, 8).mean((1, 3)).astype("f4")[..., None]
+        at = (np.arange(size) + 0.5) / 8 - 0.5
+        billow = bilinear(small, *np.meshgrid(at, at))[..., 0]
+        bulge = 1.1 * np.sqrt(np.clip(billow, 0.02, 1.5)) + 0.015 * noise
     gy, gx = np.gradient(bulge, 2.0 / size)
     normal = np.stack([-gx, gy, np.full_like(gx, 1.3)], -1)
     normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
-    shade = np.clip(0.7 + 0.15 * noise + 0.25 * (v - 0.4), 0.3, 1.1)
+    shade = np.clip(0.8 + (0.15 if kind == "rock" else 0.02) * noise + 0.25 * (v - 0.4), 0.3, 1.1)
     sprite = np.concatenate([alpha[..., None], shade[..., None], np.zeros((size, size, 1)), normal], -1)
     sprite[..., 1:] *= alpha[..., None]
     return sprite.astype("f4")
@@ -645,21 +658,22 @@ def light_at(when: datetime, seed: int = 1) -> Light:
     late = float(smoothstep(12.0, 18.5, hour))
     early = float(1 - smoothstep(6.5, 10.5, hour))
     # Dust of the day: evening light is more orange, dawn pinker and paler.
-    key_rgb = key_rgb * mix_rgb((1.0, 1.0, 1.06), (1.06, 0.96, 0.80), late)
+    key_rgb = key_rgb * mix_rgb((0.97, 1.0, 1.08), (1.08, 0.95, 0.74), late)
     warm = warm * mix_rgb((0.75, 0.72, 1.1), (1.15, 0.95, 0.7), late)
-    horizon = horizon * mix_rgb((0.94, 1.0, 1.07), (1.10, 1.0, 0.88), late)
+    horizon = horizon * mix_rgb((0.90, 1.0, 1.10), (1.14, 1.0, 0.84), late)
     key = sun
     if height < -3:  # the moon, high in the south
         key = np.array([0.45, -0.55, 0.70])
-        key_rgb = key_rgb + np.array([0.014, 0.017, 0.022])
+        key_rgb = key_rgb + np.array([0.024, 0.028, 0.036])
     ambient = 0.75 * zenith + 0.45 * horizon + 0.12 * warm
     return Light(
         sun=sun.astype("f4"), sun_deg=height, key=(key / np.linalg.norm(key)).astype("f4"),
         key_rgb=key_rgb.astype("f4"), zenith=zenith.astype("f4"), horizon=horizon.astype("f4"),
         warm=warm.astype("f4"), ambient=ambient.astype("f4"),
-        haze=(2.2e-5 + 3.5e-5 * haze_luck**2) * (1 + 0.9 * late),
-        mist=(0.2 + haze_luck) * 6e-4 * early,
-        cover=0.08 + 0.30 * luck**2 + 0.42 * heat * (0.4 + 0.6 * luck), cirrus=late * rng.uniform(0.1, 0.6),
+        haze=(2.2e-5 + 2.0e-5 * haze_luck**2) * (1 + 2.0 * late),
+        mist=(0.5 + haze_luck) * 9e-4 * early,
+        cover=0.06 + 0.14 * luck**2 + 0.52 * heat * (0.6 + 0.4 * luck),
+        cirrus=late * rng.uniform(0.3, 0.7),
         cap=heat * (0.35 + 0.65 * luck),
         lamps=float(smoothstep(1.0, -5.0, height)) * (1.0 if hour > 12 else 0.35),
         drift=(drift + 9.0 * hour * 60).astype("f4"),
@@ -943,8 +957,8 @@ class _View:
         u, v = u + 14 * np.sin(v / 110), v + 16 * np.sin(u / 150)
         i, j = np.floor(u / 95), np.floor(v / 62)
         pick = np.modf(np.abs(np.sin(i * 12.9898 + j * 78.233) * 437.5453))[0]
-        crops = np.array([(0.13, 0.26, 0.04), (0.42, 0.32, 0.10), (0.24, 0.12, 0.06), (0.20, 0.28, 0.07),
-                          (0.09, 0.20, 0.05)], "f4")
+        crops = np.array([(0.13, 0.19, 0.05), (0.42, 0.32, 0.12), (0.24, 0.12, 0.06), (0.20, 0.22, 0.08),
+                          (0.09, 0.14, 0.05)], "f4")
         crop = crops[(pick * 5).astype(int) % 5] * (0.85 + 0.3 * np.modf(pick * 37)[0])[:, None]
         furrow = np.sin(v * 2.2) * 0.08
         edge = np.minimum(np.minimum(u - i * 95, (i + 1) * 95 - u), np.minimum(v - j * 62, (j + 1) * 62 - v))
@@ -976,10 +990,10 @@ class _View:
         rise = max(float(key[2]), 0.05) / flat
         px, py = x[near] - np.float32(self.camera.x - 256), y[near] - np.float32(self.camera.y - 256)
         shaded = np.zeros(len(near), bool)
-        for step in np.geomspace(0.7, 45, 10):
-            i = (px + np.float32(key[0] / flat * step)).astype(np.int32)
-            j = (py + np.float32(key[1] / flat * step)).astype(np.int32)
-            shaded |= np.take(self.raster.ravel(), j * 512 + i, mode="clip") > step * rise
+        for step in np.geomspace(0.5, 45, 12):
+            i = (2 * px + np.float32(2 * key[0] / flat * step)).astype(np.int32)
+            j = (2 * py + np.float32(2 * key[1] / flat * step)).astype(np.int32)
+            shaded |= np.take(self.raster.ravel(), j * 1024 + i, mode="clip") > step * rise
         out[near] -= 0.84 * shaded
         return out
 
@@ -1059,7 +1073,7 @@ class _View:
         if layer == 0:
             grows = (r[:, 3] < smoothstep(0.05, 0.7, cover[:, 15]) * 0.9) & (height > 3) & (slope < 1.1)
             kind = np.where((height > 700) & (kind < 4), 1, kind)
-            grows &= np.hypot(x - self.camera.x, y - self.camera.y) > 7
+            grows &= np.hypot(x - self.camera.x, y - self.camera.y) > 11
         elif layer == 1:
             scrub = 0.05 + 0.25 * cover[:, 15] + 0.10 * cover[:, 17]
             stones = 0.03 + 0.30 * smoothstep(0.3, 0.9, slope) + 0.10 * smoothstep(900, 1300, height)
@@ -1073,7 +1087,7 @@ class _View:
         size = np.take(TREE_HEIGHT_M, kind) * (0.6 + 0.8 * r[:, 5])
         size = size * np.where(kind < 4, 1 - 0.55 * smoothstep(800, 1400, height), 1)
         tint = cover[:, :3] * (0.75 + 0.5 * r[:, 4:5])
-        tint[kind < 4] = 0.6 * tint[kind < 4] + np.array([0.016, 0.026, 0.006])
+        tint[kind < 4] = 0.55 * tint[kind < 4] + np.array([0.018, 0.021, 0.006])
         tint[kind == 7] = cover[kind == 7, 6:9] * (0.8 + 0.4 * r[kind == 7, 4:5])
         fields = {"x": x, "y": y, "z": z, "kind": kind, "size": size, "tint": tint,
                   "pick": (r[:, 5] * 97 % 1 * 8).astype(int)}
@@ -1082,17 +1096,17 @@ class _View:
         return chosen
 
     def cast_shadows(self, plants: dict) -> None:
-        """Raster of crowns around the camera, 1 m a cell: their height above ground, 0 for none."""
-        self.raster = np.zeros((512, 512), "f4")
-        tall = plants["size"] > 1.0
-        x, y = plants["x"][tall] - self.camera.x + 256, plants["y"][tall] - self.camera.y + 256
-        size = plants["size"][tall]
-        for dx in range(-3, 4):
-            for dy in range(-3, 4):
-                fits = np.hypot(dx, dy) <= size * 0.28
-                i, j = (x[fits] + dx).astype(int), (y[fits] + dy).astype(int)
-                ok = (i >= 0) & (i < 512) & (j >= 0) & (j < 512)
-                self.raster[j[ok], i[ok]] = size[fits][ok] * (1 - 0.08 * np.hypot(dx, dy))
+        """Raster of crowns around the camera, 0.5 m a cell: height above ground, 0 for none."""
+        self.raster = np.zeros((1024, 1024), "f4")
+        tall = np.flatnonzero(plants["size"] > 1.0)
+        x = ((plants["x"][tall] - self.camera.x + 256) * 2).astype(int)
+        y = ((plants["y"][tall] - self.camera.y + 256) * 2).astype(int)
+        size, inside = plants["size"][tall], (x > 8) & (x < 1015) & (y > 8) & (y < 1015)
+        for dx in range(-6, 7):
+            for dy in range(-6, 7):
+                away = 0.5 * np.hypot(dx, dy)
+                fits = inside & (away <= size * 0.26)
+                self.raster[y[fits] + dy, x[fits] + dx] = size[fits] * (1 - 0.16 * away)
 
     def paint(self, colour: np.ndarray, depth: np.ndarray, plants: dict) -> None:
         """Draw faces, plants and summit clouds into the picture, far ones first."""
@@ -1304,11 +1318,11 @@ def expose(colour: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, fl
     """Develop linear radiance to 8-bit sRGB as a small camera does; also the exposure factor."""
     luminance = colour @ np.array([0.21, 0.72, 0.07], "f4")
     mean = float(np.exp(np.log(luminance + 1e-4).mean()))
-    gain = 0.235 / (mean + 0.014) * 2 ** rng.normal(0, 0.18)
+    gain = 0.235 / (mean + 0.012) * 2 ** rng.normal(0, 0.12)
     rows, width = luminance.shape
     v, u = np.meshgrid(np.linspace(-1, 1, rows), np.linspace(-1, 1, width), indexing="ij")
     falloff = (1 - 0.14 * (u**2 + v**2) * rng.uniform(0.6, 1.3)).astype("f4")
-    balance = np.exp(np.array([1, 0, -1]) * rng.normal(0, 0.025)).astype("f4")
+    balance = np.exp(np.array([1, 0, -1]) * rng.normal(0, 0.015)).astype("f4")
     x = colour * (gain * falloff[..., None] * balance)
     grain = 0.004 + 0.012 * np.clip(np.log2(gain) / 4, 0, 1.5)
     x = x + rng.standard_normal(x.shape, dtype=np.float32) * grain * np.sqrt(np.maximum(x, 0.004))
@@ -1339,6 +1353,8 @@ def render(
     edge[1:] |= jump
     edge[:-1] |= jump
     edge = np.flatnonzero(edge)
+    if len(edge) > rows * width // 12:  # a forest is all outline: some of it will do
+        edge = edge[:: len(edge) // (rows * width // 12) + 1]
     if len(edge):
         total = colour.reshape(-1, 3)[edge].copy()
         for shift in (-0.33, 0.33):

@@ -36,6 +36,7 @@ WORKERS = None  # processes; None = one per core
 
 # ----------------------------------------------------------------
 
+STEP_M = (430.0, 930.0)  # from one standpoint to the next
 UTC_OFFSET_HOURS = -2  # nautical zone of the island's longitude (Etc/GMT+2)
 DEPTH_STEP = 2  # true depth is stored at every second pixel, both ways
 CAMERAS = (  # make, model, lens, 35-mm focal lengths, crop factor, f-numbers, file name
@@ -102,27 +103,33 @@ def plan_shots(island, photos: int, width: int, height: int, seed: int) -> list[
 
 
 def choose_places(island, count: int, rng: np.random.Generator) -> list[tuple]:
-    """Standpoints (x, y, target or None) spread over the island and over its altitudes."""
-    places = []
-    for x, y in list(island.landmarks.values())[: count // 5]:
-        for _ in range(3 if count > 40 else 1):
-            for _ in range(60):
-                away, angle = rng.uniform(70, 420), rng.uniform(0, 2 * np.pi)
-                px, py = x + away * np.sin(angle), y + away * np.cos(angle)
-                if float(island.ground(px, py)) > 1.5:
-                    places.append((px, py, (x, y)))
-                    break
-    points = rng.uniform(-6800, 6800, (6000, 2))
+    """Standpoints (x, y, target or None) along walks over the whole island, shore to summit.
+
+    Each is STEP_M from the nearest other, as on trails: far enough apart not to show the same
+    foreground, near enough to share the country around.
+    """
+    points = rng.uniform(-6800, 6800, (12000, 2))
     heights = island.ground(points[:, 0], points[:, 1])
     steep = np.abs(island.ground(points[:, 0] + 15, points[:, 1]) - heights) / 15
-    good = np.flatnonzero((heights > 1.5) & (steep < 0.7))
-    while len(places) < count:
-        wanted = 2 + min(2000, heights.max() - 60) * rng.random() ** 1.7
-        near = good[np.argsort(np.abs(heights[good] - wanted))[:25]]
-        have = np.array([p[:2] for p in places]) if places else np.zeros((1, 2))
-        gap = np.linalg.norm(points[near][:, None] - have[None], axis=2).min(1)
-        best = near[np.argmax(gap)]
-        places.append((*points[best], None))
+    good = (heights > 1.5) & (steep < 0.4)
+    points, heights = points[good], heights[good]
+    sights = np.array(list(island.landmarks.values()))
+    chosen = [int(np.argmin(np.linalg.norm(points - sights[0], axis=1)))]
+    gap = np.linalg.norm(points - points[chosen[0]], axis=1)
+    while len(chosen) < count:
+        near = np.flatnonzero((gap > STEP_M[0]) & (gap < STEP_M[1]))
+        if len(near) == 0:
+            stop("the island has no room for so many places: ask for fewer photos")
+        low = len(chosen) < 0.45 * count  # the coast road first, then the tracks uphill
+        wanted = 2 + (60 if low else min(2000, heights.max() - 60)) * rng.random() ** 1.5
+        near = near[np.argsort(np.abs(heights[near] - wanted))[: max(1, len(near) // 8)]]
+        chosen.append(int(near[np.argmax(gap[near])]))
+        gap = np.minimum(gap, np.linalg.norm(points - points[chosen[-1]], axis=1))
+    places = []
+    for x, y in points[chosen]:
+        away = np.linalg.norm(sights - (x, y), axis=1)
+        seen = rng.random() < 0.7 and 60 < away.min() < 800
+        places.append((x, y, tuple(sights[away.argmin()]) if seen else None))
     return places
 
 
@@ -183,20 +190,23 @@ def shoot_visit(island, place, number, when, size, day, first, tags, lacking, co
     return shots
 
 
-def skyline_tangent(island, x: float, y: float, eye: float, heading) -> np.ndarray:
+def skyline_tangent(island, x: float, y: float, eye: float, heading, nearest=6) -> np.ndarray:
     """Tangent of elevation of the highest ground along headings (deg, any shape)."""
     angle = np.radians(np.asarray(heading))[..., None]
-    away = np.geomspace(6, 9000, 50)
+    away = np.geomspace(nearest, 9000, 40)
     ground = island.ground(x + away * np.sin(angle), y + away * np.cos(angle), 9.0)
     return ((np.maximum(ground, 0) - eye) / away).max(-1)
 
 
 def choose_heading(island, x: float, y: float, lift: float, rng: np.random.Generator) -> float:
-    """One of a few random headings: rather not into a slope, rather towards relief than nothing."""
+    """The best of some random headings: relief ahead, but no slope right in front of the lens."""
     eye = max(float(island.ground(x, y)), 0.0) + lift
-    headings = rng.uniform(0, 360, 6)
-    skyline = np.mean([skyline_tangent(island, x, y, eye, headings + d) for d in (-15, 0, 15)], 0)
-    return float(headings[np.argmin(np.abs(skyline - rng.uniform(0.0, 0.22)))])
+    headings = rng.uniform(0, 360, 12)
+    around = headings + np.array([[-16], [0], [16]])
+    skyline = skyline_tangent(island, x, y, eye, around).max(0)
+    relief = skyline_tangent(island, x, y, eye, around, 400).mean(0)
+    score = np.abs(relief - rng.uniform(0.0, 0.2)) + 3 * np.maximum(skyline - np.maximum(relief, 0) - 0.1, 0)
+    return float(headings[np.argmin(score)])
 
 
 # ---------------------------------------------------------------- photographs
