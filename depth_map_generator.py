@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 import types
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,7 +75,7 @@ KNOWN_SHA256 = {
     "metric_vkitti_vitb": "4dad67a7cc10b462bca48e6b8569c762b8eb3c1adada170a3851a6d3ba37bb3e",
     "metric_vkitti_vitl": "239b1054a369e66da2576e9a118d6d7c12d90dc8ebe609579a9a09cd8e05fe38",
 }
-MAX_DEPTH_M = {"metric_hypersim": 20.0, "metric_vkitti": 80.0}  # sigmoid × this = metres
+MAX_DEPTH_M = {"metric_hypersim": 20, "metric_vkitti": 80}  # sigmoid × this = metres
 OUT_LAYERS = {12: [3, 6, 9, 12], 24: [5, 12, 18, 24], 40: [10, 20, 30, 40]}  # of V2, 1-based
 
 # Names of the official .pth against those of the published hub checkpoints.
@@ -172,7 +173,7 @@ def to_official_keys(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Ten
     return official
 
 
-def network_config(state_dict: dict[str, torch.Tensor], max_depth_m: float | None = None):
+def network_config(state_dict: dict[str, torch.Tensor], max_depth_m: int | None = None):
     """DepthAnythingConfig read off the shapes of an official state dict.
 
     `max_depth_m` makes it the metric variant. Any other architecture is a ValueError.
@@ -241,7 +242,7 @@ def check_loading(loading: dict) -> None:
             )
 
 
-def build_network(state_dict: dict[str, torch.Tensor], max_depth_m: float | None = None):
+def build_network(state_dict: dict[str, torch.Tensor], max_depth_m: int | None = None):
     """Depth-Anything-V2 in fp32 with the weights of an official state dict, in eval mode."""
     import torch
     import transformers
@@ -300,7 +301,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of odd pickles; the error says enough
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, EOF, overflow …: torch documents no closed list
         reason = f"not a file of plain tensors, or damaged ({type(error).__name__})"
         raise ValueError(reason) from error
@@ -561,8 +563,8 @@ def draw_depth(depth: np.ndarray, legend: bool = False, photo_rgb: np.ndarray | 
         page.paste(picture, (0, 0))
         page.paste(strip, (0, height))
         picture = page
-    colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)
-    picture.putpalette(colours[:, 0, ::-1].tobytes())
+    column = np.arange(256, dtype=np.uint8)[:, None]
+    picture.putpalette(cv2.applyColorMap(column, cv2.COLORMAP_INFERNO)[:, 0, ::-1].tobytes())
     if photo_rgb is None:
         return picture
     page = Image.new("RGB", (2 * width, picture.height))
