@@ -750,36 +750,25 @@ def position(
     if lat > 90 or lon > 180:
         warnings.append("gps_out_of_range")
         return None
-    return (-lat if lat_ref == "S" else lat) + 0.0, (-lon if lon_ref == "W" else lon) + 0.0
+    if lat == lon == 0:
+        warnings.append("gps_zero")
+    lat, lon = -lat if lat_ref == "S" else lat, -lon if lon_ref == "W" else lon
+    return round(lat, 9) + 0.0, round(lon, 9) + 0.0  # + 0.0: no negative zero
 
 
 def _reference(value: Value | None) -> str:
     return (text(value) or "")[:1].upper()
 
 
-def add_position(row: dict, gps: dict, xmp: dict, warnings: list) -> None:
-    """Fill the gps_ columns from the GPS IFD, or from XMP where EXIF has no valid position."""
+def add_position(row: dict, gps: dict, warnings: list) -> None:
+    """Fill the gps_ columns from the GPS IFD."""
     place = position(angle(gps.get(LAT)), _reference(gps.get(LAT_REF)),
                      angle(gps.get(LON)), _reference(gps.get(LON_REF)), warnings)  # fmt: skip
     if place:
-        row["gps_source"] = "exif"
+        row["gps_latitude"], row["gps_longitude"], row["gps_source"] = *place, "exif"
     elif LAT in gps or LON in gps:
         warnings.append("gps_incomplete")
-    if not place and "GPSLatitude" in xmp and "GPSLongitude" in xmp:
-        place = position(
-            *_xmp_angle(xmp["GPSLatitude"], "NS"), *_xmp_angle(xmp["GPSLongitude"], "EW"), warnings
-        )
-        row["gps_source"] = "xmp" if place else None
-    if place:
-        row["gps_latitude"], row["gps_longitude"] = (round(part, 9) + 0.0 for part in place)
-        if place == (0.0, 0.0):
-            warnings.append("gps_zero")
-        if _reference(gps.get(GPS_STATUS)) == "V":
-            warnings.append("gps_void")
-    row["gps_altitude"] = _altitude(gps.get(ALT), number(gps.get(ALT_REF)))
-    if row["gps_altitude"] is None and "GPSAltitude" in xmp:
-        below = number(xmp.get("GPSAltitudeRef", "").encode())
-        row["gps_altitude"] = _altitude(xmp["GPSAltitude"].encode(), below)
+    row["gps_altitude"] = altitude(gps.get(ALT), gps.get(ALT_REF))
     accuracy = number(gps.get(ACCURACY))
     row["gps_accuracy_m"] = round(accuracy, 4) if accuracy and accuracy > 0 else None
     heading = number(gps.get(DIRECTION))
@@ -788,56 +777,96 @@ def add_position(row: dict, gps: dict, xmp: dict, warnings: list) -> None:
             warnings.append("direction_magnetic")
         else:
             row["gps_img_direction"] = round(heading % 360, 4)
+    if _reference(gps.get(GPS_STATUS)) == "V":
+        warnings.append("gps_void")
     if number(gps.get(DIFFERENTIAL)) == 1:
         warnings.append("gps_differential")
 
 
-def _altitude(value: Value | None, below: float | None) -> float | None:
+def altitude(value: Value | None, below: Value | None) -> float | None:
     """Metres; reference 1 (EXIF 3.0: also 3) means below sea level, a missing one above."""
     height = number(value)
     if height is None:
         return None
-    return round(-abs(height) if below in (1, 3) else height, 4) + 0.0
+    return round(-abs(height) if number(below) in (1, 3) else height, 4) + 0.0
 
 
 # ---------------------------------------------------------------- XMP
 
-XMP_NAMES = frozenset(("DateTimeOriginal", "GPSLatitude", "GPSLongitude", "GPSAltitude",
-                       "GPSAltitudeRef", "GPSTimeStamp", "Make", "Model"))  # fmt: skip
+XMP_NAMES = {
+    "gps_latitude": ("GPSLatitude", "GPSLongitude"),
+    "gps_altitude": ("GPSAltitude", "GPSAltitudeRef"),
+    "datetime": ("DateTimeOriginal",),
+    "_gps_time": ("GPSTimeStamp",),
+    "camera_make": ("Make",),
+    "camera_model": ("Model",),
+}
 XMP_SPACES = ("http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/")
 
 
-def read_xmp(packet: bytes | None) -> dict[str, str]:
-    """Find the photo's place, time and camera in an XMP packet (ISO 16684-1).
+def add_xmp(row: dict, packet: bytes, warnings: list) -> None:
+    """Fill what EXIF left empty from an XMP packet (ISO 16684-1)."""
+    wanted = set()
+    for column, names in XMP_NAMES.items():
+        if row[column] is None:
+            wanted.update(names)
+    xmp = read_xmp(packet, wanted)
+    if "GPSLatitude" in xmp and "GPSLongitude" in xmp:
+        lat, lon = _xmp_angle(xmp["GPSLatitude"], "NS"), _xmp_angle(xmp["GPSLongitude"], "EW")
+        place = position(*lat, *lon, warnings)
+        if place:
+            row["gps_latitude"], row["gps_longitude"], row["gps_source"] = *place, "xmp"
+    if "GPSAltitude" in xmp:
+        row["gps_altitude"] = altitude(
+            xmp["GPSAltitude"].encode(), xmp.get("GPSAltitudeRef", "").encode()
+        )
+    taken = read_date(xmp.get("DateTimeOriginal"))
+    if taken:
+        _set_time(row, *taken)
+    fix = read_date(xmp.get("GPSTimeStamp"))
+    if fix and not row["_gps_time"]:
+        with contextlib.suppress(OverflowError):
+            when = fix[0] - timedelta(minutes=fix[1] or 0)
+            seconds = when.hour * 3600 + when.minute * 60 + when.second
+            row["_gps_time"] = when.date().isoformat(), seconds
+    for column, name in (("camera_make", "Make"), ("camera_model", "Model")):
+        row[column] = row[column] or xmp.get(name)
 
-    Only direct properties of the picture count, not places told inside other structures. What
-    stands before damage is kept; a packet that declares entities is not followed.
+
+def read_xmp(packet: bytes, wanted: set[str]) -> dict[str, str]:
+    """Find EXIF and TIFF properties of the picture by name, as attributes or elements.
+
+    Only direct properties count, not those of places told inside other structures. What stands
+    before damage is kept; a packet that declares entities is not followed.
     """
-    if not packet or not any(name.encode() in packet.replace(b"\0", b"") for name in XMP_NAMES):
+    plain = packet.replace(b"\0", b"")
+    if not any(name.encode() in plain for name in wanted):
         return {}
     from xml.parsers import expat
 
     found: dict[str, str] = {}
-    path: list[str] = []
+    path: list[str] = ["", ""]
     spaces = {"exif": XMP_SPACES[0], "tiff": XMP_SPACES[1]}
     written: list[str] = []
 
     def keep(name: str, value: str) -> None:
         prefix, _, local = name.rpartition(":")
-        if local in XMP_NAMES and spaces.get(prefix) in XMP_SPACES and value.strip():
+        if local in wanted and spaces.get(prefix) in XMP_SPACES and value.strip():
             found.setdefault(local, value.strip()[:200])
 
     def start(name: str, attributes: dict) -> None:
-        spaces.update((key[6:], uri) for key, uri in attributes.items() if key[:6] == "xmlns:")
-        path.append(name)
-        written.clear()
-        if [part.rpartition(":")[2] for part in path[-2:]] == ["RDF", "Description"]:
+        for key, uri in attributes.items():
+            if key.startswith("xmlns:"):
+                spaces[key[6:]] = uri
+        if name.endswith("Description") and path[-1].endswith("RDF"):
             for key, value in attributes.items():
                 keep(key, value)
+        path.append(name)
+        written.clear()
 
     def end(name: str) -> None:
         path.pop()
-        if [part.rpartition(":")[2] for part in path[-2:]] == ["RDF", "Description"]:
+        if path[-1].endswith("Description") and path[-2].endswith("RDF"):
             keep(name, "".join(written))
         written.clear()
 
@@ -910,9 +939,9 @@ def read_offset(written: str | None) -> int | None:
     return minutes if -720 <= minutes <= 840 else None
 
 
-def add_time(row: dict, main: dict, exif: dict, gps: dict, xmp: dict, warnings: list) -> None:
-    """Fill `datetime` from DateTimeOriginal, DateTimeDigitized or XMP, and what bears on UTC."""
-    taken = None
+def add_time(row: dict, main: dict, exif: dict, gps: dict, warnings: list) -> None:
+    """Fill `datetime` from DateTimeOriginal or DateTimeDigitized, and what bears on UTC."""
+    row["_gps_time"] = _gps_time(gps)
     for tag, source, fraction, zone in (
         (TAKEN, exif, FRACTION_TAKEN, ZONE_TAKEN),
         (TAKEN, main, FRACTION_TAKEN, ZONE_TAKEN),
@@ -927,42 +956,34 @@ def add_time(row: dict, main: dict, exif: dict, gps: dict, xmp: dict, warnings: 
             hours = number(source.get(ZONE_HOURS, main.get(ZONE_HOURS)))  # TIFF/EP, hours
             if offset is None and taken[1] is None and hours is not None and -12 <= hours <= 14:
                 offset = int(hours * 60)
-            taken = taken[0], taken[1] if offset is None else offset
-            break
+            _set_time(row, taken[0], taken[1] if offset is None else offset)
+            return
         if written and any(c.isdigit() and c != "0" for c in written):
             warnings.append("date_invalid")
-    taken = taken or read_date(xmp.get("DateTimeOriginal"))
-    if taken:
-        precision = (
-            "auto" if taken[0].microsecond % 1000 or not taken[0].microsecond else "milliseconds"
-        )
-        row["datetime"] = taken[0].isoformat(timespec=precision)
-        if taken[1] is not None:
-            row["utc_offset_minutes"], row["utc_source"] = taken[1], "offset_tag"
-    row["_gps_time"] = _gps_time(gps, xmp)
 
 
-def _gps_time(gps: dict, xmp: dict) -> tuple[str | None, float] | None:
+def _set_time(row: dict, when: datetime, offset: int | None) -> None:
+    row["datetime"] = _iso(when)
+    if offset is not None:
+        row["utc_offset_minutes"], row["utc_source"] = offset, "offset_tag"
+
+
+def _gps_time(gps: dict) -> tuple[str | None, float] | None:
     """(UTC date or None, seconds of the day) of the GPS fix: tags 0x001D and 0x0007."""
     value = gps.get(GPS_TIME)
     if isinstance(value, bytes):
-        value = tuple(_numbers(re.sub(r"[:]", " ", text(value) or "")))
-    if not value:
-        fix = read_date(xmp.get("GPSTimeStamp"))
-        if not fix:
-            return None
-        when = fix[0] - timedelta(minutes=fix[1] or 0)
-        return when.date().isoformat(), when.hour * 3600 + when.minute * 60 + when.second
+        value = tuple(_numbers((text(value) or "").replace(":", " ")))
+    if not value or len(value) < 3 or math.isnan(value[0]):
+        return None
     parts = [0.0 if math.isnan(part) else part for part in value[:3]]
-    seconds = sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=False))
-    if all(math.isnan(part) for part in value) or len(parts) < 3 or not 0 <= seconds < 86400:
+    seconds = sum(part * scale for part, scale in zip(parts, (3600, 60, 1), strict=True))
+    if not 0 <= seconds < 86400:
         return None
     date = re.match(r"(\d{4})\D(\d{1,2})\D(\d{1,2})", text(gps.get(GPS_DATE)) or "")
     try:
-        day = datetime(*map(int, date.groups())).date().isoformat() if date else None
+        return datetime(*map(int, date.groups())).date().isoformat() if date else None, seconds
     except ValueError:
-        day = None
-    return day, seconds
+        return None, seconds
 
 
 # ---------------------------------------------------------------- one photo
@@ -1023,31 +1044,28 @@ def _to_row(photo: Photo) -> dict:
     main, exif, gps = read_exif(photo.exif) if photo.exif else ({}, {}, {})
     if photo.exif and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
-    packet = photo.xmp
-    if packet is None and photo.kind == "tiff" and isinstance(main.get(XMP_TAG), bytes):
-        packet = main[XMP_TAG]
-    xmp = read_xmp(packet)
-    add_position(row, gps, xmp, warnings)
-    add_time(row, main, exif, gps, xmp, warnings)
-    for column, tag in (("camera_make", MAKE), ("camera_model", MODEL)):
-        row[column] = text(main.get(tag)) or xmp.get(column[7:].capitalize())
-    either = main | exif
-    row["lens_model"] = text(either.get(LENS))
-    for column, tag in (("focal_length_mm", FOCAL), ("focal_length_35mm", FOCAL_35),
-                        ("exposure_time_s", EXPOSURE), ("f_number", F_NUMBER),
-                        ("iso", ISO)):  # fmt: skip
-        row[column] = positive(either.get(tag))
+    if gps:
+        add_position(row, gps, warnings)
+    if main:
+        add_time(row, main, exif, gps, warnings)
+        row["camera_make"], row["camera_model"] = text(main.get(MAKE)), text(main.get(MODEL))
+        for column, tag in (("focal_length_mm", FOCAL), ("focal_length_35mm", FOCAL_35),
+                            ("exposure_time_s", EXPOSURE), ("f_number", F_NUMBER),
+                            ("iso", ISO)):  # fmt: skip
+            row[column] = positive(exif.get(tag, main.get(tag)))
+        row["lens_model"] = text(exif.get(LENS, main.get(LENS)))
     if photo.kind == "tiff":
         photo.width, photo.height = number(main.get(WIDTH)), number(main.get(HEIGHT))
+        photo.xmp = main.get(XMP_TAG)
+    if isinstance(photo.xmp, bytes):
+        add_xmp(row, photo.xmp, warnings)
     row["image_width"], row["image_height"] = photo.width or None, photo.height or None
-    row["status"] = "ok" if any(row[column] is not None for column in COLUMNS[3:25]) else "no_exif"
-    _add_orientation(row, photo, main, warnings)
-    if main.get(TURN) is not None:
+    if TURN in main or any(row[column] is not None for column in COLUMNS[3:25]):
         row["status"] = "ok"
+    _add_orientation(row, photo, main, warnings)
     if row["image_width"] is None or row["image_height"] is None:
         warnings.append("no_size")
-    row["_kind"] = photo.kind
-    row["warnings"] = ";".join(dict.fromkeys(warnings))
+    row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
     return row
 
 
@@ -1298,52 +1316,66 @@ def _read_alone(path: str) -> dict:
         reader.end()
 
 
-def read_blocks(blocks: Iterator[tuple[Any, list[str]]], workers: int) -> Iterator[tuple]:
-    """Read (block, paths) in `workers` processes; yield (block, raw rows) in the order given."""
-    from multiprocessing.connection import wait
+class Crew:
+    """Reading processes that work on (block, paths) in turn; results come in the order given."""
 
-    idle: list[Reader] = []
-    busy: dict[Any, Reader] = {}
-    done: dict[int, tuple] = {}
-    numbered, more, upcoming = enumerate(blocks), True, 0
-    try:
-        while True:
-            while more and len(busy) < workers and (not done or max(done) < upcoming + 4 * workers):
-                step = next(numbered, None)
-                if step is None:
-                    more = False
-                    break
-                place, (block, paths) = step
-                if paths:
-                    reader = idle.pop() if idle else Reader()
-                    reader.hand((place, block, paths), paths)
-                    busy[reader.pipe] = reader
-                else:
-                    done[place] = (block, [])
-                    break
-            while upcoming in done:
-                yield done.pop(upcoming)
-                upcoming += 1
-            if not busy:
-                if more:
-                    continue
+    def __init__(self, blocks: Iterator[tuple[Any, list[str]]], workers: int) -> None:
+        self.numbered, self.workers = enumerate(blocks), workers
+        self.idle: list[Reader] = []
+        self.busy: dict[Any, Reader] = {}
+        self.done: dict[int, tuple] = {}
+        self.next, self.ended = 0, False
+        self.hand_out()
+
+    def hand_out(self) -> None:
+        """Keep every process busy, but run at most a few blocks ahead of the results taken."""
+        while not self.ended and len(self.busy) < self.workers:
+            if len(self.done) >= 4 * self.workers:
                 return
-            ready = wait(list(busy), timeout=0 if more and len(busy) < workers else 0.5)
-            now = time.monotonic()
-            late = [pipe for pipe, reader in busy.items() if reader.deadline < now]
-            for pipe in {*ready, *late}:
-                reader = busy.pop(pipe)
-                place, block, paths = reader.task
-                rows = reader.take() if pipe in ready else None
-                if rows is None:
-                    reader.end()
-                    rows = [_read_alone(path) for path in paths]
-                else:
-                    idle.append(reader)
-                done[place] = (block, rows)
-    finally:
-        for reader in [*idle, *busy.values()]:
-            reader.end()
+            step = next(self.numbered, None)
+            if step is None:
+                self.ended = True
+                return
+            place, (block, paths) = step
+            if not paths:
+                self.done[place] = (block, [])
+                continue
+            reader = self.idle.pop() if self.idle else Reader()
+            reader.hand((place, block, paths), paths)
+            self.busy[reader.pipe] = reader
+
+    def collect(self) -> None:
+        """Wait for rows; a process that died or fell silent is replaced, its chunk read singly."""
+        from multiprocessing.connection import wait
+
+        ready = wait(list(self.busy), timeout=0.5)
+        now = time.monotonic()
+        late = [pipe for pipe, reader in self.busy.items() if reader.deadline < now]
+        for pipe in {*ready, *late}:
+            reader = self.busy.pop(pipe)
+            place, block, paths = reader.task
+            rows = reader.take() if pipe in ready else None
+            if rows is None:
+                reader.end()
+                rows = [_read_alone(path) for path in paths]
+            else:
+                self.idle.append(reader)
+            self.done[place] = (block, rows)
+
+    def results(self) -> Iterator[tuple]:
+        try:
+            while True:
+                while self.next in self.done:
+                    yield self.done.pop(self.next)
+                    self.next += 1
+                self.hand_out()
+                if self.next not in self.done:
+                    if not self.busy:
+                        return
+                    self.collect()
+        finally:
+            for reader in [*self.idle, *self.busy.values()]:
+                reader.end()
 
 
 # ---------------------------------------------------------------- the table
@@ -1622,6 +1654,10 @@ def extract(
     Rows of unchanged files (size and time) are taken over. A killed run leaves a journal from
     which the next one goes on.
     """
+    if any(data_dir.glob(".exif_data*.tmp")):  # a killed run's; the search below it takes long
+        from density import sweep_temporaries
+
+        sweep_temporaries(data_dir)
     table, state_file = data_dir / "exif_data.json", data_dir / ".exif_data.state.json"
     names, disk, raw, collisions = scan(image_dir)
     settings = {"format": TABLE_FORMAT, "round_km": round_km, "image_dir": str(image_dir.resolve())}
@@ -1719,7 +1755,7 @@ def _rebuild(
             data_dir / f".exif_data.{number:04d}.journal", "w", encoding="utf-8", newline="\n"
         ) as journal:
             journal.write(json.dumps(settings) + "\n")
-            for block, raw in read_blocks(blocks(), workers):
+            for block, raw in crew.results():
                 fresh = iter(complete_rows(
                     list(zip([name for name, line in block if line is None], raw, strict=True)),
                     settings["round_km"],
@@ -1736,6 +1772,9 @@ def _rebuild(
         progress.close()
 
     data_dir.mkdir(parents=True, exist_ok=True)
+    crew = Crew(blocks(), workers)
+    if crew.busy:  # load what the rows will need while the first files are being read
+        zone_offset(0.0, 0.0, datetime(2000, 1, 1))
     write_table(rows(), data_dir)
     return {
         "lines": summary.lines(), "photos": summary.photos,
@@ -1805,18 +1844,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
-    from density import stop, sweep_temporaries
-
     if not image_dir.is_dir():
-        stop(
-            f"no folder of photos: {image_dir} does not exist; put photos there or pass --image-dir"
-        )
+        _stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
     if args.workers < 1 or not 0 <= args.round_km < 1000:
-        stop("--workers must be at least 1, --round-km between 0 and 1000")
-    sweep_temporaries(data_dir)
+        _stop("--workers must be at least 1, --round-km between 0 and 1000")
     result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
     report(result, data_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
+
+
+def _stop(message: str) -> None:
+    from density import stop  # imports numpy, which a run without errors can do later
+
+    stop(message)
 
 
 if __name__ == "__main__":
