@@ -73,6 +73,8 @@ JPEG_PIXEL_LIMIT = 300_000_000  # a JPEG decodes smaller through `draft`; the la
 PIXEL_LIMIT = 89_478_485  # of all other formats: Pillow's own bomb warning, here an error
 MAX_VALUE_BYTES = 4096  # longest tag value read; the longest that matters is a lens name
 MAX_XMP_BYTES = 2_000_000  # an XMP packet longer than this is cut; inflated profiles too
+NOT_HEX = bytes(set(range(256)) - set(b"0123456789abcdefABCDEF"))
+MAX_TEXTS = 16  # metadata texts read in one PNG
 MAX_PARTS = 100_000  # segments, chunks or boxes walked in one file before giving up
 STALE_MINUTES = 15  # a GPS fix this old still tells the zone (they differ by 15 min at least)
 FILE_CPU_S = 0.9  # processor time for one file, twice (in its chunk, then alone): about 2 s
@@ -350,38 +352,32 @@ def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
 
 def _read_png(data: Bytes, photo: Photo) -> None:
     """Walk all chunks, those after the pixels too: eXIf (PNG 3.0, 11.3.3.4) may come last."""
-    photo.kind, position, profile = "png", 8, None
+    photo.kind, position, texts = "png", 8, 0
     for _ in range(MAX_PARTS):
-        head = data.at(position, 8)
+        head = data.at(position, 16)
         if len(head) < 8:
-            break
-        size, kind = struct.unpack(">I4s", head)
-        if kind == b"IHDR" and size >= 8:
-            photo.width, photo.height = struct.unpack(
-                ">II", data.at(position + 8, 8).ljust(8, b"\0")
-            )
-        elif kind == b"eXIf" and photo.exif is None:
-            photo.exif = _exif_block(data.part(position + 8, size))
-        elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-            profile = (
-                _read_png_text(kind, data.at(position + 8, min(size, MAX_XMP_BYTES)), photo)
-                or profile
-            )
+            return
+        size, kind = struct.unpack(">I4s", head[:8])
+        if kind == b"IHDR" and len(head) == 16:
+            photo.width, photo.height = struct.unpack(">II", head[8:])
+        elif kind == b"eXIf":
+            photo.exif = _exif_block(data.part(position + 8, size)) or photo.exif
+        elif kind in (b"tEXt", b"zTXt", b"iTXt") and texts < MAX_TEXTS:
+            key = data.at(position + 8, min(size, 80)).partition(b"\0")[0].lower()
+            if key == b"xml:com.adobe.xmp" or key.startswith(b"raw profile type "):
+                texts += 1
+                start, size_left = position + 9 + len(key), size - len(key) - 1
+                _read_png_text(kind, key, data.at(start, min(size_left, MAX_XMP_BYTES)), photo)
         elif kind == b"IEND":
-            break
+            return
         position += 12 + size
-    photo.exif = photo.exif or profile
 
 
-def _read_png_text(kind: bytes, chunk: bytes, photo: Photo) -> Bytes | None:
+def _read_png_text(kind: bytes, key: bytes, rest: bytes, photo: Photo) -> None:
     """Take XMP, and EXIF written as ImageMagick's hexadecimal "Raw profile type", from a text."""
-    key, _, rest = chunk.partition(b"\0")
-    key = key.lower()
-    if key != b"xml:com.adobe.xmp" and not key.startswith(b"raw profile type "):
-        return None
-    packed = kind == b"zTXt"
+    packed = kind == b"zTXt" or (kind == b"iTXt" and rest[:1] == b"\1")
     if kind == b"iTXt":
-        packed, rest = rest[:1] == b"\1", rest[2:].partition(b"\0")[2].partition(b"\0")[2]
+        rest = rest[2:].partition(b"\0")[2].partition(b"\0")[2]  # past language and translation
     elif packed:
         rest = rest[1:]
     if packed:
@@ -389,22 +385,22 @@ def _read_png_text(kind: bytes, chunk: bytes, photo: Photo) -> Bytes | None:
             rest = zlib.decompressobj().decompress(rest, MAX_XMP_BYTES)
         except zlib.error:
             photo.warnings.append("png_text_damaged")
-            return None
+            return
     if key.startswith(b"raw profile"):  # "\nname\n   length\nhex digits in lines"
-        digits = re.sub(rb"[^0-9A-Fa-f]", b"", b"".join(rest.split(b"\n")[3:]))
+        digits = rest.split(b"\n", 3)[-1].translate(None, NOT_HEX)
         rest = bytes.fromhex(digits[: len(digits) // 2 * 2].decode())
-    if key.endswith((b"exif", b"app1")):
-        if not rest.startswith(b"http://ns.adobe.com/xap/1.0/"):
-            return _exif_block(Bytes(rest))
-        rest = rest[29:]
-    if key.endswith((b"xmp", b"app1")) and photo.xmp is None:
-        photo.xmp = rest
-    return None
+    if rest.startswith(b"http://ns.adobe.com/xap/1.0/"):
+        rest, key = rest[29:], b"xmp"
+    if key.endswith(b"xmp"):
+        photo.xmp = photo.xmp or rest
+    elif key.endswith((b"exif", b"app1")):
+        photo.exif = photo.exif or _exif_block(Bytes(rest))
 
 
-def _exif_block(data: Bytes) -> Bytes:
-    """Skip the "Exif" marker that some writers leave before the TIFF header."""
-    return data.part(6, data.size) if data.at(0, 5) == b"Exif\0" else data
+def _exif_block(data: Bytes) -> Bytes | None:
+    """The TIFF block of an EXIF chunk, behind the "Exif" marker that some writers leave."""
+    data = data.part(6, data.size) if data.at(0, 5) == b"Exif\0" else data
+    return data if data.at(0, 2) in (b"II", b"MM") else None
 
 
 def _read_webp(data: Bytes, photo: Photo) -> None:

@@ -1,0 +1,224 @@
+"""Files that mean harm: every one costs one row within bounds, never the run."""
+
+import functools
+import json
+import os
+import random
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import piexif
+import pytest
+from PIL import Image
+
+import exif_extractor
+
+SECONDS, MEMORY_MB = 2.0, 512
+
+
+def seeds(folder: Path) -> dict[str, bytes]:
+    """One good file of each format, with EXIF, XMP and position where the format has room."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    exif = piexif.dump(
+        {
+            "0th": {0x010F: b"Maker", 0x0110: b"Model", 0x0112: 6},
+            "Exif": {0x9003: b"2020:01:02 03:04:05", 0x9011: b"+02:00", 0x829A: (1, 60)},
+            "GPS": {1: b"N", 2: ((1, 1), (2, 1), (3, 1)), 3: b"E", 4: ((4, 1), (5, 1), (6, 1)),
+                    6: (7, 1), 7: ((1, 1), (4, 1), (5, 1)), 29: b"2020:01:02"},
+        }
+    )  # fmt: skip
+    packet = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-'
+        b'rdf-syntax-ns#"><rdf:Description xmlns:exif="http://ns.adobe.com/exif/1.0/" '
+        b'exif:GPSLatitude="48,37.9N" exif:GPSLongitude="1,30.5W" exif:DateTimeOriginal='
+        b'"2010-07-11T13:53:00+02:00"/></rdf:RDF></x:xmpmeta>'
+    )
+    image, found = Image.linear_gradient("L").resize((24, 16)).convert("RGB"), {}
+    for suffix in ("jpg", "png", "webp", "avif", "heic", "tif", "bmp"):
+        path = folder / f"seed.{suffix}"
+        image.save(path, **({} if suffix in ("tif", "bmp") else {"exif": exif}))
+        found[suffix] = path.read_bytes()
+    body = b"http://ns.adobe.com/xap/1.0/\0" + packet
+    marker = b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+    plain = found["jpg"]
+    found["xmp.jpg"] = plain[:2] + marker + plain[plain.index(b"\xff\xdb") :]
+    digits = exif.hex().encode()
+    text = zlib.compress(b"\nexif\n%8d\n%s\n" % (len(exif), digits))
+    found["text.png"] = png_chunk(found["png"], b"zTXt", b"Raw profile type exif\0\0" + text)
+    found["exif.tif"] = exif[6:]
+    return found
+
+
+def png_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return png[:33] + chunk + png[33:]
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """A few random edits: bits, bytes, sizes, cuts, repeats, numbers that parsers trip over."""
+    data = bytearray(data)
+    for _ in range(chance.choice((1, 1, 2, 4, 16, 64))):
+        if not data:
+            break
+        at = chance.randrange(len(data))
+        kind = chance.randrange(8)
+        if kind == 0:
+            data[at] ^= 1 << chance.randrange(8)
+        elif kind == 1:
+            data[at] = chance.choice((0, 1, 0x7F, 0x80, 0xFE, 0xFF))
+        elif kind == 2:
+            number = chance.choice(
+                (0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x0FFFFFFF, len(data))
+            )
+            data[at : at + 4] = struct.pack(chance.choice("<>") + "I", number)
+        elif kind == 3:
+            del data[at : at + chance.randrange(1, 64)]
+        elif kind == 4:
+            data[at:at] = chance.randbytes(chance.randrange(1, 64))
+        elif kind == 5:
+            del data[at:]
+        elif kind == 6:
+            data[at:at] = data[at : at + chance.randrange(1, 256)]
+        else:
+            data[at : at + 2] = struct.pack(chance.choice("<>") + "H", chance.randrange(65536))
+    return bytes(data)
+
+
+def check(folder: Path, tmp_path: Path, count: int, seed: int) -> None:
+    images, data, chance = tmp_path / "images", tmp_path / "data", random.Random(seed)
+    originals = seeds(folder)
+    names = sorted(originals)
+    for number in range(count):
+        name = names[number % len(names)]
+        path = images / f"{number // 1000}" / f"{number:06d}.{name.rpartition('.')[2]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(mutate(originals[name], chance))
+    begun = time.monotonic()
+    result = exif_extractor.extract(images, data, 2)
+    taken = time.monotonic() - begun
+    rows = list(exif_extractor.read_records(data / "exif_data.json"))
+    assert result["photos"] == len(rows) == count
+    assert [row["filename"] for row in rows] == list(exif_extractor.find_photos(images))
+    for row in rows:
+        assert row["status"] in ("ok", "no_exif", "unreadable")
+        assert row["warnings"] or row["status"] != "unreadable"
+        assert "reader_" not in (row["warnings"] or ""), row
+        if row["gps_latitude"] is not None:
+            assert abs(row["gps_latitude"]) <= 90 and abs(row["gps_longitude"]) <= 180
+        assert row["orientation_tag"] in (None, *range(1, 9))
+    json.loads((data / "exif_data.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert taken < max(10, count / 200), f"{taken:.1f} s for {count} files"
+
+
+def test_a_thousand_mutated_files(tmp_path, tmp_path_factory):
+    check(tmp_path_factory.mktemp("seeds"), tmp_path, 1000, seed=1)
+
+
+@pytest.mark.slow
+def test_twenty_thousand_mutated_files(tmp_path, tmp_path_factory):
+    check(tmp_path_factory.mktemp("seeds"), tmp_path, 20_000, seed=20)
+
+
+@functools.cache
+def bombs() -> dict[str, bytes]:
+    """Small files that ask for much."""
+    seed = struct.pack("<2sHIH", b"II", 42, 8, 1)
+    count = seed + struct.pack("<HHII", 0x010F, 4, 0x0FFFFFFF, 0) + b"\0" * 653
+    app1 = b"Exif\0\0" + count[:679]
+    jpeg = b"\xff\xd8\xff\xe1" + struct.pack(">H", len(app1) + 2) + app1 + b"\xff\xd9"
+    full = struct.pack("<2sHIH", b"II", 42, 8, 65535)
+    entries = b"".join(struct.pack("<HHII", 0x010F, 2, 4000, 8) for _ in range(65535))
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 6, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    )
+    inflating = zlib.compress(bytes(200_000_000), 9)
+    frame = b"ANMF" + struct.pack("<I", 24) + bytes(24)
+    moving = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10) + frame * 10_000
+    boxes = struct.pack(">I4s4sI", 16, b"ftyp", b"heic", 0)
+    nested = b"".join(struct.pack(">I4s", 8, b"free") for _ in range(200_000))
+    items = struct.pack(">I4sI", 12 + 16, b"meta", 0) + struct.pack(
+        ">I4sII", 16, b"iloc", 0, 0xFFFFFFFF
+    )
+    ring = struct.pack("<2sHIHHHIIHHII", b"II", 42, 8, 2, 0x8769, 4, 1, 8, 0x8825, 4, 1, 8)
+    laughs = b'<!DOCTYPE x [<!ENTITY a "ha">' + b"".join(
+        b'<!ENTITY %c "%s">' % (98 + i, b"&%c;" % (97 + i) * 10) for i in range(12)
+    )
+    packet = laughs + b"]><rdf:RDF><rdf:Description exif:Make='&m;' tiff:Make='&m;'/></rdf:RDF>"
+    xmp = b"http://ns.adobe.com/xap/1.0/\0" + packet
+    deep = b"http://ns.adobe.com/xap/1.0/\0" + b"<rdf:RDF tiff:Make=''>" + b"<a>" * 21_000
+
+    def segment(body: bytes) -> bytes:
+        return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
+
+    return {
+        "one_long.jpg": jpeg,
+        "one_long.tif": count,
+        "entries.tif": full + entries,
+        "60000.png": png,
+        "inflating.png": png_chunk(png, b"zTXt", b"Raw profile type exif\0\0" + inflating),
+        "inflating_xmp.png": png_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + inflating),
+        "frames.webp": b"RIFF" + struct.pack("<I", len(moving)) + moving,
+        "boxes.heic": boxes + nested,
+        "items.heic": boxes + items,
+        "ring.tif": ring,
+        "laughs.jpg": b"\xff\xd8" + segment(xmp) + b"\xff\xd9",
+        "deep.jpg": b"\xff\xd8" + segment(deep) + b"\xff\xd9",
+        "segments.jpg": b"\xff\xd8" + b"\xff\xe0\0\2" * 3_000_000,
+        "fill.jpg": b"\xff\xd8" + b"\xff" * 8_000_000,
+        "zeros.jpg": b"\xff\xd8" + bytes(50_000_000),
+        "chunks.png": png[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 1_000_000,
+        "texts.png": png[:33]
+        + png_chunk(b"", b"tEXt", b"Raw profile type exif\0" + b"\n" * 900_000) * 20,
+    }
+
+
+@pytest.mark.parametrize("name", sorted(bombs()))
+def test_bombs_stay_within_time_and_memory(tmp_path, name):
+    path = tmp_path / "images" / name
+    path.parent.mkdir()
+    path.write_bytes(bombs()[name])
+    taken, peak = measure(path)
+    assert taken < SECONDS and peak < MEMORY_MB, f"{taken:.2f} s, {peak:.0f} MB"
+    result = exif_extractor.extract(path.parent, tmp_path, 1)
+    assert result["photos"] == 1
+    row = next(exif_extractor.read_records(tmp_path / "exif_data.json"))
+    assert "reader_" not in (row["warnings"] or "")
+
+
+def measure(path: Path) -> tuple[float, float]:
+    """Processor seconds and growth of peak memory (MB) of reading one file in a fresh process."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        exif_extractor.read_photo(str(path))
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        os.write(send, f"{seconds} {(after.ru_maxrss - before.ru_maxrss) / 1e3}".encode())
+        os._exit(0)
+    os.close(send)
+    os.waitpid(child, 0)
+    with os.fdopen(receive, "rb") as pipe:
+        return tuple(map(float, pipe.read().split()))
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    os.mkfifo(images / "pipe.jpg")
+    os.symlink("/dev/zero", images / "zero.jpg")
+    os.symlink(images / "nowhere", images / "gone.jpg")
+    assert exif_extractor.extract(images, tmp_path, 1)["photos"] == 0
+
+
+def test_a_file_that_grows_or_vanishes_meanwhile(tmp_path):
+    row = exif_extractor.read_photo(str(tmp_path / "gone.jpg"))
+    assert (row["status"], row["warnings"]) == ("unreadable", "cannot_open")
