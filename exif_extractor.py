@@ -52,7 +52,7 @@ COLUMNS = (
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
                 "gps_source", "orientation", "camera_make", "camera_model", "lens_model",
                 "file_mtime")  # fmt: skip
-TABLE_FORMAT = 1  # raised when the same bytes would give other rows: old rows are then read again
+TABLE_FORMAT = 2  # raised when the same bytes would give other rows: old rows are then read again
 
 # EXIF orientation (tag 0x0112) → the viewer's steps that set the stored picture upright:
 # (mirror left-right first?, then quarter turns clockwise), and the class name. EXIF 3.0, 4.6.5.1.
@@ -1012,10 +1012,10 @@ def read_photo(path: str) -> dict:
 
 
 def utc_text(nanoseconds: int) -> str | None:
-    """ISO 8601 UTC to the microsecond."""
+    """ISO 8601 UTC to the microsecond, without "Z": spreadsheets then see a date, not a text."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     try:
-        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 1000:06d}Z"
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest // 1000:06d}"
     except (ValueError, OverflowError, OSError):
         return None
 
@@ -1128,7 +1128,7 @@ def add_utc(row: dict, gps_time: tuple | None, warnings: list) -> None:
     """Fill the UTC columns: offset tag, else the GPS clock, else the zone of the position."""
     if not row["datetime"]:
         if gps_time and gps_time[0]:
-            row["datetime_utc"] = _clock(gps_time).isoformat(timespec="seconds") + "Z"
+            row["datetime_utc"] = _clock(gps_time).isoformat(timespec="seconds")
             row["utc_source"] = "gps_time"
         return
     when, dated = datetime.fromisoformat(row["datetime"]), bool(gps_time and gps_time[0])
@@ -1144,7 +1144,7 @@ def add_utc(row: dict, gps_time: tuple | None, warnings: list) -> None:
     if minutes is None:
         return
     with contextlib.suppress(OverflowError):  # the years 1 and 9999
-        row["datetime_utc"] = _iso(when - timedelta(minutes=minutes)) + "Z"
+        row["datetime_utc"] = _iso(when - timedelta(minutes=minutes))
         row["utc_offset_minutes"], row["utc_source"] = minutes, source
 
 
@@ -1212,7 +1212,7 @@ def complete_rows(rows: list[tuple[str, dict]], round_km: float) -> list[dict]:
         if row["gps_latitude"] is None or not row["datetime_utc"]:
             continue
         if "gps_zero" not in (row["warnings"] or ""):
-            utc = datetime.fromisoformat(row["datetime_utc"][:-1])
+            utc = datetime.fromisoformat(row["datetime_utc"])
             up, around = sun_position(row["gps_latitude"], row["gps_longitude"], utc)
             row["sun_elevation_deg"], row["sun_azimuth_deg"] = round(up, 3), round(around % 360, 3)
     return finished
