@@ -233,30 +233,28 @@ def use_official_positions(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def check_loading(loading: dict) -> None:
-    """ValueError unless every weight of the network came from the checkpoint and none was left."""
+def load_transformers(source: Path | None, **given) -> torch.nn.Module:
+    """Depth-Anything in fp32 by `from_pretrained(source, **given)`, every weight accounted for."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    network, loading = transformers.DepthAnythingForDepthEstimation.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **given
+    )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if count := len(loading[problem]):
-            raise ValueError(
-                f"not a Depth-Anything-V2 checkpoint ({count} {problem.replace('_', ' ')})"
-            )
+            problem = problem.replace("_", " ")
+            raise ValueError(f"not a Depth-Anything-V2 checkpoint ({count} {problem})")
+    return use_official_positions(network).eval()
 
 
 def build_network(state_dict: dict[str, torch.Tensor], max_depth_m: int | None = None):
     """Depth-Anything-V2 in fp32 with the weights of an official state dict, in eval mode."""
-    import torch
-    import transformers
-
     config = network_config(state_dict, max_depth_m)
     weights = {key: value.float() for key, value in to_hub_keys(state_dict).items()}
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    network, loading = transformers.DepthAnythingForDepthEstimation.from_pretrained(
-        None, config=config, state_dict=weights, dtype=torch.float32,
-        output_loading_info=True, ignore_mismatched_sizes=True,
-    )  # fmt: skip
-    check_loading(loading)
-    return use_official_positions(network).eval()
+    return load_transformers(None, config=config, state_dict=weights)
 
 
 def weights_url(name: str) -> str:
@@ -334,22 +332,12 @@ def find_weights(model: str, checkpoint_dir: str | Path) -> Path:
     return path
 
 
-def load_hub_network(weights: Path) -> torch.nn.Module:
-    """Depth-Anything in fp32 from a folder in Hugging Face format that holds `weights`."""
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(weights.parent, local_files_only=True)
-    if config.model_type != "depth_anything":
-        raise ValueError(f"a {config.model_type} network, not Depth-Anything")
-    network, loading = transformers.DepthAnythingForDepthEstimation.from_pretrained(
-        weights.parent, dtype=torch.float32, local_files_only=True,
-        output_loading_info=True, ignore_mismatched_sizes=True,
-    )  # fmt: skip
-    check_loading(loading)
-    return use_official_positions(network).eval()
+def load_hub_network(folder: Path) -> torch.nn.Module:
+    """Depth-Anything in fp32 from a folder in Hugging Face format."""
+    kind = json.loads((folder / "config.json").read_text("utf-8")).get("model_type")
+    if kind != "depth_anything":
+        raise ValueError(f"a {kind} network, not Depth-Anything")
+    return load_transformers(folder, local_files_only=True)
 
 
 def load_network(model: str, checkpoint_dir: str | Path, device: str = "cpu"):
@@ -366,7 +354,7 @@ def load_network(model: str, checkpoint_dir: str | Path, device: str = "cpu"):
             max_depth_m = next((m for kind, m in MAX_DEPTH_M.items() if kind in path.name), None)
             network = build_network(read_state_dict(path), max_depth_m)
         else:
-            network = load_hub_network(path)
+            network = load_hub_network(path.parent)
     except (ValueError, OSError) as error:
         stop(f"cannot use depth model {model}: {str(error).splitlines()[0]}")
     metric = network.config.depth_estimation_type == "metric"
@@ -396,13 +384,13 @@ def report_weights(info: dict) -> None:
 
 
 def pick_device(device: str) -> str:
-    """The device to run on; auto = cuda, then mps, then cpu."""
+    """The device to run on; auto = cuda (each rank its own), then mps, then cpu."""
     import torch
 
     if device != "auto":
         return device
     if torch.cuda.is_available():
-        return "cuda"
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
@@ -582,22 +570,22 @@ def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) ->
 
     done = [name for name in filenames if depth_file(data_dir, name).exists()]
     step = max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))
-    done, side, gap = done[::step], 180, 8
+    done, side, gap = done[::step], 180, 10
     if not done:
         return None
     columns = min(4, len(done))
     cell_width, cell_height = 2 * side + gap, side + 16 + gap
-    rows = math.ceil(len(done) / columns)
-    page = Image.new("RGB", (columns * cell_width + gap, rows * cell_height + gap), "white")
+    size = columns * cell_width + gap, math.ceil(len(done) / columns) * cell_height + gap
+    page = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(page)
     for i, name in enumerate(done):
         left, top = gap + i % columns * cell_width, gap + i // columns * cell_height
         depth = draw_depth(load_depth_map(depth_file(data_dir, name))).convert("RGB")
         photo = open_upright(photo_file(image_dir, name), max_side=2 * side)
-        for column, thumbnail in enumerate((photo, depth)):
-            thumbnail.thumbnail((side, side))
-            x, y = (side - thumbnail.width) // 2, (side - thumbnail.height) // 2
-            page.paste(thumbnail, (left + column * side + x, top + y))
+        photo.thumbnail((side, side))
+        depth.thumbnail((side, side))
+        page.paste(photo, (left, top))
+        page.paste(depth, (left + photo.width, top))
         pen.text((left, top + side + 2), name[-52:], fill="black", font_size=11)
     path = data_dir / "depths" / "contact_sheet.jpg"
     with write_atomically(path) as file:
@@ -932,8 +920,8 @@ def describe_maps(info: dict, old: dict, options: Options, precision: str) -> di
     """What depth_model.json says. A run that goes on in another precision names both."""
     precisions = {precision, *old.get("precision", precision).split("+")}
     settings = {name: getattr(options, name) for name in ("input_size", "fast_decode")}
-    pictures = options if options.write_png or not old else types.SimpleNamespace(**old)
-    settings |= {name: getattr(pictures, name) for name in PICTURE_SETTINGS}
+    for name in PICTURE_SETTINGS:  # unless pictures are drawn, they stay what they were
+        settings[name] = getattr(options, name) if options.write_png else old.get(name, False)
     return info | {"precision": "+".join(sorted(precisions))} | settings
 
 
