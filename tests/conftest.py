@@ -1,12 +1,14 @@
 """Photos with known truth, made here: no download, no weights, the same on every machine.
 
-`photo_set` is a small folder as a user would have it: twelve places with bursts, all six
+`photo_set` is a small folder as a user would have it: 24 places with bursts, all six
 orientations stored without loss, photos without EXIF, one cut off in the middle and one that is
 no picture, with the table and the depth maps that the first two scripts make of it.
 """
 
 import contextlib
 import io
+import os
+import shutil
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -20,11 +22,14 @@ from PIL import Image
 
 import depth_map_generator
 import exif_extractor
+import gps_orientation_trainer
 
+torch.set_num_threads(1)  # for networks this small, waiting for threads is most of the work
+os.environ["OMP_NUM_THREADS"] = "1"  # and the same in the scripts that tests start
 REPOSITORY = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared"
-PLACES = 12
-PHOTOS_PER_PLACE = 4
+PLACES = 24  # more than 1 km apart: as many groups
+PHOTOS_PER_PLACE = 2
 WIDTH, HEIGHT = 160, 112  # multiples of 16: a turned JPEG keeps every block
 
 
@@ -97,8 +102,8 @@ def draw_photos(images: Path) -> dict[str, dict]:
     tags = ["Normal", "Normal", "Normal", "Rotated 90°", "Normal", "Rotated 270°", "Normal"]
     tags += ["Rotated 180°", "Normal", "Flipped H", "Normal", "Flipped V"]
     for place in range(PLACES):
-        east, north = (place % 4) / 3, (place // 4) / 2
-        start = datetime(2024, 6, 1 + place, 6 + place, 30, 0)
+        east, north = (place % 6) / 5, (place // 6) / 3
+        start = datetime(2024, 6, 1 + place, 6, 10) + timedelta(minutes=35 * place)
         for shot in range(PHOTOS_PER_PLACE):
             label = {
                 "lat": 46.0 + 0.06 * north + rng.normal(0, 2e-4),
@@ -107,7 +112,7 @@ def draw_photos(images: Path) -> dict[str, dict]:
                 "when": start + timedelta(seconds=17 * shot),
                 "orientation": tags[(place * PHOTOS_PER_PLACE + shot) % len(tags)],
             }
-            name = f"day_{place // 6}/IMG_{place:02d}{shot}.{'JPG' if shot else 'jpg'}"
+            name = f"day_{place // 12}/IMG_{place:02d}{shot}.{'JPG' if shot else 'jpg'}"
             hour = label["when"].hour + label["when"].minute / 60
             pixels = picture(rng, east, north, (label["altitude"] - 380) / 950, hour)
             tag = exif_extractor.ORIENTATION_TAG[label["orientation"]]
@@ -170,3 +175,37 @@ def photo_set(tmp_path_factory) -> PhotoSet:
     )
     assert code == 1 and "cut.jpg" in printed, printed  # cut.jpg has a row and no whole picture
     return PhotoSet(data, images, weights, truth)
+
+
+def copy_data(photo_set: PhotoSet, folder: Path) -> Path:
+    """A copy that a test may change; file times are kept, so nothing in it is out of date."""
+    shutil.copytree(photo_set.data, folder / "data")
+    return folder / "data"
+
+
+def training_arguments(data: Path, checkpoints: Path, *more) -> list[str]:
+    """The quick training of these tests: a tiny network with random weights, small pictures."""
+    quick = "--backbone test_resnet --no-pretrained --frozen-image-size 64 --folds 3 --epochs 25"
+    folders = ["--data-dir", data, "--checkpoint-dir", checkpoints, "--precision", "fp32"]
+    return [str(argument) for argument in (*folders, *quick.split(), *more)]
+
+
+@dataclass
+class Trained:
+    """Data, checkpoints and output of a training that succeeded."""
+
+    data: Path
+    checkpoints: Path
+    printed: str
+
+
+@pytest.fixture(scope="session")
+def trained(photo_set, tmp_path_factory) -> Trained:
+    """Both models, trained frozen on the photo set; shared by all tests, which must not write."""
+    root = tmp_path_factory.mktemp("trained")
+    data, checkpoints = copy_data(photo_set, root), root / "checkpoints"
+    checkpoints.mkdir()
+    shutil.copy(photo_set.depth_weights, checkpoints)
+    code, printed = quietly(gps_orientation_trainer.main, *training_arguments(data, checkpoints))
+    assert code == 0, printed
+    return Trained(data, checkpoints, printed)
