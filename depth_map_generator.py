@@ -15,6 +15,7 @@ import errno
 import hashlib
 import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -319,6 +320,7 @@ def find_weights(model: str, checkpoint_dir: str | Path) -> Path:
     if not named and not model.endswith(".pth"):
         from transformers.utils import cached_file
 
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every try
         try:
             return Path(cached_file(model, "model.safetensors"))
         except (OSError, ValueError) as error:
@@ -432,9 +434,9 @@ def preprocess(image_rgb: np.ndarray, input_size: int) -> np.ndarray:
     import cv2
 
     height, width = tensor_size(*image_rgb.shape[:2], input_size)
-    image = image_rgb.astype(np.float32) / 255
+    image = image_rgb.astype(np.float32)  # resizing bytes would round between pixels
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    image = (image - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    image = (image / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 
@@ -499,12 +501,11 @@ def read_depth_model(data_dir: str | Path) -> dict:
 def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Inverse depth (larger = nearer) as float32 (h, w), resized to `size` = (height, width).
 
-    Metres are inverted: their maps lie below a depths/depth_model.json that says so.
+    Metres are inverted: the depth_model.json of the depths/ above the map says what it holds.
     """
     depth = np.load(path, allow_pickle=False)
-    depths = next((folder for folder in Path(path).parents if folder.name == "depths"), None)
-    kind = read_depth_model(depths.parent).get("kind", "inverse depth") if depths else ""
-    depth = to_inverse(depth, kind)
+    sidecars = (read_depth_model(up.parent) for up in Path(path).parents if up.name == "depths")
+    depth = to_inverse(depth, next(filter(None, sidecars), {}).get("kind", "inverse depth"))
     return depth if size is None or size == depth.shape else resize_depth(depth, size)
 
 
@@ -581,7 +582,10 @@ def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) ->
     for i, name in enumerate(done):
         left, top = gap + i % columns * cell_width, gap + i // columns * cell_height
         depth = draw_depth(load_depth_map(depth_file(data_dir, name))).convert("RGB")
-        photo = open_upright(photo_file(image_dir, name), max_side=2 * side)
+        try:
+            photo = open_upright(photo_file(image_dir, name), max_side=2 * side)
+        except (OSError, ValueError):  # gone since its map was made
+            photo = Image.new("RGB", depth.size, "lightgrey")
         photo.thumbnail((side, side))
         depth.thumbnail((side, side))
         page.paste(photo, (left, top))
@@ -638,10 +642,9 @@ def plan_jobs(
     jobs, outcomes = [], {}
     for row in table.iloc[spread_order(lat, lon)].itertuples():
         photo, path = photo_file(image_dir, row.filename), depth_file(data_dir, row.filename)
-        max_side = None
-        if options.fast_decode and row.image_width and row.image_height:
-            ratio = max(row.image_width, row.image_height) / min(row.image_width, row.image_height)
-            max_side = math.ceil(options.input_size * ratio)
+        sides, max_side = sorted((row.image_width, row.image_height)), None
+        if options.fast_decode and sides[0] > 0 and sides[1] > 0:  # unknown sizes are nan
+            max_side = math.ceil(options.input_size * sides[1] / sides[0])
         if row.status == "unreadable":
             outcomes[row.filename] = ("skipped", "unreadable according to the table")
         elif redo or not is_finished(path, photo):
@@ -737,6 +740,8 @@ def batch_by_shape(
         gathered.setdefault(shape, []).append((job, tensor, small_rgb))
         if len(gathered[shape]) == batch_size:
             yield gathered.pop(shape)
+        elif sum(map(len, gathered.values())) > 4 * batch_size:  # photos of many odd shapes
+            yield gathered.pop(max(gathered, key=lambda shape: len(gathered[shape])))
     yield from gathered.values()
 
 
@@ -866,10 +871,9 @@ def generate_depth_maps(
     """Do the whole stage with the settings of the same names; returns the exit code."""
     # Read by OpenMP when torch loads: waiting threads must not spin on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else up to 10× slower on a busy machine
-    start, data_dir = time.perf_counter(), Path(data_dir)
-    image_dir = Path(image_dir) if image_dir else data_dir / "images"
     rank, world = join_ranks()
-    table = read_table(data_dir)
+    table, data_dir = read_table(data_dir, image_dir), Path(data_dir)
+    image_dir = Path(image_dir) if image_dir else data_dir / "images"
     if rank > 0:
         meet(world)  # rank 0 alone downloads and sweeps
     sha256 = file_sha256(find_weights(depth_model, checkpoint_dir))
@@ -895,17 +899,19 @@ def generate_depth_maps(
         announce(sidecar, redo, len(jobs), len(table))
         prepare_outputs(data_dir, sidecar, redo, redraw)
     meet(world)
+    start = time.perf_counter()
     if jobs:
         batch_size = batch_size or (8 if device.startswith("cuda") else 1)
-        done, network_s = run_jobs(network, jobs[rank::world], data_dir, options, sidecar["kind"],
-                                   precision, batch_size, workers)  # fmt: skip
+        kind = sidecar.get("kind", "inverse depth")
+        done, network_s = run_jobs(network, jobs[rank::world], data_dir, options, kind, precision,
+                                   batch_size, workers)  # fmt: skip
         outcomes = gather_outcomes(outcomes | done, rank, world)
+    seconds = time.perf_counter() - start
     if rank > 0:
         return 0
     if contact_sheet:
-        save_contact_sheet(data_dir, image_dir, list(table.filename))
-    share = network_s / (time.perf_counter() - start)
-    return report(outcomes, list(table.filename), data_dir, time.perf_counter() - start, share)
+        print(f"contact sheet: {save_contact_sheet(data_dir, image_dir, list(table.filename))}")
+    return report(outcomes, list(table.filename), data_dir, seconds, network_s / seconds)
 
 
 def speed_up(network: torch.nn.Module, compile: bool) -> torch.nn.Module:
@@ -943,7 +949,7 @@ def report(
     outcomes = {name: outcomes.get(name, lost) for name in filenames}
     for name, (outcome, reason) in outcomes.items():
         if reason:
-            print(f"{outcome}: {name}: {reason}")
+            print(f"{'warning' if outcome == 'written' else outcome}: {name}: {reason}")
     counts = Counter(outcome for outcome, _ in outcomes.values())
     made = counts["written"] + counts["redrawn"]
     if made:
