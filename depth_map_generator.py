@@ -562,35 +562,42 @@ def draw_depth(depth: np.ndarray, legend: bool = False, photo_rgb: np.ndarray | 
     return page
 
 
+def draw_pair(data_dir: Path, image_dir: Path, filename: str, side: int):
+    """PIL thumbnails of photo and depth side by side, each within side × side px, with the name."""
+    from PIL import Image, ImageDraw
+
+    depth = draw_depth(load_depth_map(depth_file(data_dir, filename))).convert("RGB")
+    try:
+        photo = open_upright(photo_file(image_dir, filename), max_side=2 * side)
+    except (OSError, ValueError):  # gone since its map was made
+        photo = Image.new("RGB", depth.size, "lightgrey")
+    photo.thumbnail((side, side))
+    page = Image.new("RGB", (2 * side, photo.height + 16), "white")
+    page.paste(photo, (0, 0))
+    page.paste(depth.resize(photo.size), (photo.width, 0))
+    ImageDraw.Draw(page).text((0, photo.height + 2), filename[-52:], fill="black", font_size=11)
+    return page
+
+
 def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) -> Path | None:
     """One page of thumbnails photo | depth, depths/contact_sheet.jpg; None without any map.
 
     Beyond CONTACT_SHEET_PAIRS it shows an even choice of the photos.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image
 
     done = [name for name in filenames if depth_file(data_dir, name).exists()]
-    step = max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))
-    done, side, gap = done[::step], 180, 10
+    done = done[:: max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))]
     if not done:
         return None
-    columns = min(4, len(done))
-    cell_width, cell_height = 2 * side + gap, side + 16 + gap
-    size = columns * cell_width + gap, math.ceil(len(done) / columns) * cell_height + gap
-    page = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(page)
-    for i, name in enumerate(done):
-        left, top = gap + i % columns * cell_width, gap + i // columns * cell_height
-        depth = draw_depth(load_depth_map(depth_file(data_dir, name))).convert("RGB")
-        try:
-            photo = open_upright(photo_file(image_dir, name), max_side=2 * side)
-        except (OSError, ValueError):  # gone since its map was made
-            photo = Image.new("RGB", depth.size, "lightgrey")
-        photo.thumbnail((side, side))
-        depth.thumbnail((side, side))
-        page.paste(photo, (left, top))
-        page.paste(depth, (left + photo.width, top))
-        pen.text((left, top + side + 2), name[-52:], fill="black", font_size=11)
+    pairs = [draw_pair(data_dir, image_dir, name, 180) for name in done]
+    columns, gap = min(4, len(pairs)), 10
+    lines = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
+    heights = [max(pair.height for pair in line) + gap for line in lines]
+    page = Image.new("RGB", (columns * (360 + gap) + gap, sum(heights) + gap), "white")
+    for n, line in enumerate(lines):
+        for i, pair in enumerate(line):
+            page.paste(pair, (gap + i * (360 + gap), gap + sum(heights[:n])))
     path = data_dir / "depths" / "contact_sheet.jpg"
     with write_atomically(path) as file:
         page.save(file, "JPEG", quality=88)
