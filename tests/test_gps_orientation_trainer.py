@@ -1,5 +1,6 @@
 """The trainer: formulas against oracles, invariances, damaged files, kills and the command line."""
 
+import inspect
 import json
 import math
 import os
@@ -372,16 +373,18 @@ def test_pooling_against_numpy():
     assert grid == pytest.approx(quarters, rel=1e-5)
 
 
-def test_standardise_makes_features_of_order_one():
-    heads = trainer.PredictionHeads(4, 3, 8)
+def test_axes_are_principal_and_of_order_one():
     rng = np.random.default_rng(0)
-    pooled, grid = rng.normal(50, 9, (200, 4)), np.full((200, 3), 7.0)
-    heads.standardise(pooled=pooled, grid=grid)
+    heads = trainer.PredictionHeads(4, 3, 8)
+    pooled = rng.normal(50, 9, (200, 2)) @ rng.normal(0, 1, (2, 4)) + rng.normal(0, 0.1, (200, 4))
+    heads.fit_axes(pooled=pooled, grid=np.full((200, 3), 7.0))
     scaled = (torch.from_numpy(pooled).float() - heads.pooled_mean) / heads.pooled_std
     assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0) - 1).abs().max() < 0.01
-    assert torch.isfinite(
-        heads({"pooled": torch.zeros(1, 4), "grid": torch.ones(1, 3)})["gps"]
-    ).all()
+    axes = heads.pooled_axes(scaled).detach().numpy()
+    covariance = axes.T @ axes / len(axes)
+    assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3 * covariance.max()
+    same = heads({"pooled": torch.zeros(1, 4), "grid": torch.full((1, 3), 7.0)})
+    assert all(torch.isfinite(v).all() for v in same.values())
 
 
 # ---------------------------------------------------------------- pretrained weights
@@ -712,17 +715,17 @@ def run_fit(network, epochs, validate=None, patience=100, on_epoch=None, resume=
 
 
 def test_training_stops_early_and_keeps_the_best_weights():
-    network, scores, seen = Linear(), iter([5.0, 3.0, 4.0, 3.0, 9.0, 1.0]), []
+    network, scores, seen = Linear(), iter([8.0, 5.0, 3.0, 4.0, 3.0, 9.0, 1.0]), []
 
     def validate():
         seen.append({k: v.clone() for k, v in network.state_dict().items()})
         return {"score": next(scores)}
 
     best = run_fit(network, 50, validate, patience=3)
-    assert len(seen) == 5  # epoch 2 was the best, three without a better one follow
+    assert len(seen) == 6  # the start and five epochs: three after the best, the second
     assert (best.epoch, best.score) == (2, 3.0)
     for key, value in network.state_dict().items():
-        assert torch.equal(value, seen[1][key])
+        assert torch.equal(value, seen[2][key])
         assert torch.equal(value, best.state[key])
 
 
@@ -766,10 +769,10 @@ def test_resumed_training_ends_where_the_uninterrupted_one_does(tmp_path):
     state = torch.load(tmp_path / "last.pth", weights_only=True)
     fresh, epochs = Dropping(), []
     again = run_fit(
-        fresh, 8, scorer(3), resume=state, on_epoch=lambda row, _: epochs.append(row["epoch"])
+        fresh, 8, scorer(4), resume=state, on_epoch=lambda row, _: epochs.append(row["epoch"])
     )
     assert epochs == [4, 5, 6, 7, 8]
-    assert (again.epoch, again.score) == (best.epoch, best.score) == (5, 1.0)
+    assert (again.epoch, again.score) == (best.epoch, best.score) == (4, 1.0)
     assert torch.equal(fresh.layer.weight, straight.layer.weight)
 
 
@@ -1101,7 +1104,8 @@ def test_metrics_of_every_epoch_are_written(trained):
     for name in ("rgb", "depth"):
         for fold in (1, 2, 3):
             epochs = rows[(rows["inputs"] == name) & (rows["fold"] == fold)]["epoch"]
-            assert epochs.tolist() == list(range(1, len(epochs) + 1)) and len(epochs) > 1
+            assert epochs.tolist() == list(range(epochs[0], epochs[0] + len(epochs)))
+            assert epochs[0] in (0, 1) and len(epochs) > 1
 
 
 @pytest.fixture
@@ -1110,6 +1114,19 @@ def finished(trained, tmp_path):
     shutil.copytree(trained.data, tmp_path / "data")
     shutil.copytree(trained.checkpoints, tmp_path / "checkpoints")
     return tmp_path / "data", tmp_path / "checkpoints"
+
+
+def record_folds(monkeypatch) -> list[int]:
+    """The list that every fold trained from now on will enter."""
+    folds, original = [], trainer.train_fold
+    place = list(inspect.signature(original).parameters).index("fold")
+
+    def recorded(*arguments):
+        folds.append(arguments[place])
+        return original(*arguments)
+
+    monkeypatch.setattr(trainer, "train_fold", recorded)
+    return folds
 
 
 def test_a_second_run_finds_everything_done(finished, monkeypatch):
@@ -1138,8 +1155,7 @@ def test_other_settings_train_again_on_the_cached_features(finished, monkeypatch
 
 def test_overwrite_trains_again_with_the_same_result(finished, monkeypatch):
     data, checkpoints = finished
-    folds, original = [], trainer.train_fold
-    monkeypatch.setattr(trainer, "train_fold", lambda *a: folds.append(a[3]) or original(*a))
+    folds = record_folds(monkeypatch)
     before = held_out_of(checkpoints)
     arguments = training_arguments(data, checkpoints, "--inputs", "rgb", "--overwrite")
     code, printed = quietly(trainer.main, *arguments)
@@ -1165,12 +1181,13 @@ trainer.main(sys.argv[1:])
 """
 
 SLOW_FOLDS = """
-import sys, time
+import inspect, sys, time
 import gps_orientation_trainer as trainer
 trainer.torch.set_num_threads(1)
 original = trainer.train_fold
+place = list(inspect.signature(original).parameters).index("fold")
 def slow(*arguments):
-    if arguments[3] == 1:
+    if arguments[place] == 1:
         print("folds", flush=True)
         time.sleep(600)
     return original(*arguments)
@@ -1212,8 +1229,7 @@ def test_a_killed_training_redoes_nothing(photo_set, tmp_path, trained, monkeypa
     assert list(state["folds"]) == [0]
     assert not (checkpoints / "best_gps_model_rgb.pth").exists()
 
-    folds, pictures, original = [], [], trainer.train_fold
-    monkeypatch.setattr(trainer, "train_fold", lambda *a: folds.append(a[3]) or original(*a))
+    folds, pictures = record_folds(monkeypatch), []
     monkeypatch.setattr(trainer, "picture_inputs", lambda *a: pictures.append(a))
     code, printed = quietly(trainer.main, *arguments)
     assert code == 0, printed
@@ -1395,12 +1411,17 @@ def test_finetuning_stores_its_split_by_name(finetuned):
     assert "epoch 4/4" in printed
 
 
+def last_weights(checkpoints) -> dict:
+    return torch.load(checkpoints / "last_depth.pth", weights_only=True)["training"]["model"]
+
+
 def test_finetuning_trains_the_backbones(finetuned):
     _, checkpoints, _ = finetuned
-    model = trainer.read_checkpoint(checkpoints / "best_gps_model_depth.pth")["model"]
+    model = last_weights(checkpoints)  # the best may be those it started from
     fresh = trainer.build_network("test_resnet", True, 0).state_dict()
     for branch in ("rgb_branch", "depth_branch"):
-        assert (model[f"{branch}.conv1.weight"] != fresh[f"{branch}.conv1.weight"]).any()
+        first = next(key for key in fresh if key.startswith(branch) and key.endswith("weight"))
+        assert (model[first] != fresh[first]).any()
 
 
 def test_interrupted_finetuning_ends_the_same(finetuned, photo_set, tmp_path, monkeypatch):
@@ -1419,12 +1440,13 @@ def test_interrupted_finetuning_ends_the_same(finetuned, photo_set, tmp_path, mo
     code, printed = quietly(trainer.main, *arguments)
     assert code == 0 and "going on from" in printed
     assert "epoch 2/4" not in printed and "epoch 3/4" in printed
+    one, two = last_weights(straight), last_weights(checkpoints)
+    for key, value in one.items():
+        assert torch.allclose(value.float(), two[key].float(), atol=1e-5), key
     one, two = (
         trainer.read_checkpoint(c / "best_gps_model_depth.pth") for c in (straight, checkpoints)
     )
-    assert one["epoch"] == two["epoch"]
-    for key, value in one["model"].items():
-        assert torch.allclose(value.float(), two["model"][key].float(), atol=1e-5), key
+    assert one["epoch"] == two["epoch"] and one["metrics"] == pytest.approx(two["metrics"])
 
 
 def test_more_epochs_go_on_from_the_last(finetuned, tmp_path):
