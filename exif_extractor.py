@@ -31,12 +31,10 @@ if TYPE_CHECKING:  # imported where they are used: starting up must cost less th
     from PIL import Image
 
 # ---------------------------------------------------------------- settings
-
 DATA_DIR = "data"  # the table is written here
 IMAGE_DIR = None  # folder of photos; None = DATA_DIR/images
 WORKERS = min(os.cpu_count() or 1, 8)  # reading processes; reading headers is mostly disk beyond 8
-
-# ---------------------------------------------------------------- facts of the formats
+# ------------------------------------------------------------------------
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff",
                   ".webp", ".avif", ".heic", ".heif")  # fmt: skip
@@ -307,6 +305,8 @@ def read_container(data: Bytes) -> Photo:
         _read_heif(data, photo)
     elif magic[:2] == b"BM":
         _read_bmp(data, photo)
+    elif magic[:4] == b"GIF8":
+        photo.kind, (photo.width, photo.height) = "gif", struct.unpack("<HH", magic[6:10])
     elif magic[:7] == b"\xff\x01Exiv2":  # Exiv2's metadata file: JPEG segments without a picture
         _read_jpeg(data, photo, 7)
     else:
@@ -437,150 +437,133 @@ def _read_bmp(data: Bytes, photo: Photo) -> None:
     photo.width, photo.height = width, abs(height)  # a negative height: rows run downwards
 
 
-def _boxes(data: bytes, position: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def _uint(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "big")
+
+
+def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (type, start of content, end) of the ISO 14496-12 boxes in a range."""
     for _ in range(1000):
-        if position + 8 > end:
+        if at + 8 > end:
             return
-        size, kind = struct.unpack_from(">I4s", data, position)
-        start = position + 8
-        if size == 1 and start + 8 <= end:
-            size, start = struct.unpack_from(">Q", data, start)[0], start + 8
-        stop = end if size == 0 else min(position + size, end)
-        if stop < start:
+        size, kind = struct.unpack_from(">I4s", data, at)
+        start = at + (16 if size == 1 else 8)
+        size = _uint(data, at + 8, 8) if size == 1 else size or end - at
+        at = min(at + size, end)
+        if at < start:
             return
-        yield kind, start, stop
-        position = stop
+        yield kind, start, at
 
 
 def _read_heif(data: Bytes, photo: Photo) -> None:
     """Find size, turn, EXIF and XMP of the primary item of a HEIC or AVIF file (ISO 23008-12)."""
-    position, brands, meta = 0, b"", None
+    at, bodies = 0, {}
     for _ in range(1000):
-        head = data.at(position, 16)
-        if len(head) < 8:
+        head = data.at(at, 16)
+        if len(head) < 8 or b"meta" in bodies:
             break
-        size, kind = struct.unpack_from(">I4s", head)
-        skip = 8
-        if size == 1 and len(head) == 16:
-            size, skip = struct.unpack_from(">Q", head, 8)[0], 16
-        size = size or data.size - position
-        if kind == b"ftyp":
-            brands = data.at(position + skip, min(size - skip, 256))
-        elif kind == b"meta":
-            meta = data.at(position + skip, min(size - skip, MAX_XMP_BYTES))
-            break
-        position += max(size, skip)
-    names = {brands[i : i + 4] for i in range(0, len(brands), 4) if i != 4}
+        size, kind = _uint(head, 0, 4), head[4:8]
+        if kind in (b"ftyp", b"meta"):
+            bodies[kind] = data.at(at + 8, min(max(size, 8) - 8, MAX_XMP_BYTES))
+        at += max(_uint(head, 8, 8) if size == 1 else size or data.size, 8)
+    brands = bodies.get(b"ftyp", b"")
+    names = {brands[k : k + 4] for k in range(0, len(brands), 4) if k != 4}
     if names & {b"avif", b"avis"}:
         photo.kind = "avif"
     elif names & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
         photo.kind = "heic"
-    if photo.kind and meta:
+    if photo.kind:
         try:
-            _read_items(data, meta, photo)
+            _read_items(data, bodies.get(b"meta", b""), photo)
         except (struct.error, IndexError):
             photo.warnings.append("damaged_header")
 
 
 def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
     parts = {kind: (start, end) for kind, start, end in _boxes(meta, 4, len(meta))}
-    primary = 0
-    if b"pitm" in parts:
-        start = parts[b"pitm"][0]
-        primary = struct.unpack_from(">I" if meta[start] else ">H", meta, start + 4)[0]
+    start = parts.get(b"pitm", (0, 0))[0]
+    primary = _uint(meta, start + 4, 4 if meta[start] else 2)
     if b"iprp" in parts:
         _read_properties(meta, *parts[b"iprp"], primary, photo)
     if b"iinf" not in parts or b"iloc" not in parts:
         return
-    items = _item_places(meta, *parts[b"iloc"])
+    places = _item_places(meta, *parts[b"iloc"])
     start, end = parts[b"iinf"]
-    for kind, begin, stop in _boxes(meta, start + (8 if meta[start] else 6), end):
-        if kind != b"infe" or meta[begin] < 2:
+    for kind, at, stop in _boxes(meta, start + (8 if meta[start] else 6), end):
+        wide = 4 if meta[at] > 2 else 2  # bytes of an item number
+        sort = meta[at + 6 + wide : at + 10 + wide]
+        method, offset, size = places.get(_uint(meta, at + 4, wide), (None, 0, 0))
+        if kind != b"infe" or meta[at] < 2 or method not in (0, 1):
             continue
-        wide = 4 if meta[begin] > 2 else 2
-        item = int.from_bytes(meta[begin + 4 : begin + 4 + wide], "big")
-        sort = meta[begin + 6 + wide : begin + 10 + wide]
-        method, offset, size = items.get(item, (None, 0, 0))
-        if method == 1 and b"idat" in parts:
-            place = Bytes(meta, None, parts[b"idat"][0] + offset, size)
-        elif method == 0:
-            place = data.part(offset, size)
-        else:
-            continue
-        if sort == b"Exif" and photo.exif is None:
-            skip = int.from_bytes(place.at(0, 4), "big")
-            photo.exif = _exif_block(place.part(4 + skip, size))
-        elif sort == b"mime" and b"rdf+xml" in meta[begin:stop] and photo.xmp is None:
-            photo.xmp = place.at(0, MAX_XMP_BYTES)
+        place = data.part(offset, size)
+        if method == 1:  # inside meta itself
+            place = Bytes(meta, None, parts.get(b"idat", (0, 0))[0] + offset, size)
+        if sort == b"Exif":
+            photo.exif = photo.exif or _exif_block(
+                place.part(4 + _uint(place.at(0, 4), 0, 4), size)
+            )
+        elif sort == b"mime" and b"rdf+xml" in meta[at:stop]:
+            photo.xmp = photo.xmp or place.at(0, MAX_XMP_BYTES)
 
 
-def _item_places(meta: bytes, start: int, end: int) -> dict[int, tuple[int, int, int]]:
+def _item_places(meta: bytes, at: int, end: int) -> dict[int, tuple[int, int, int]]:
     """Item number → (0 = in the file or 1 = in idat, offset, size) of its first extent."""
-    version, sizes, base_sizes = meta[start], meta[start + 4], meta[start + 5]
-    offset_size, length_size, base_size = sizes >> 4, sizes & 15, base_sizes >> 4
-    index_size = base_sizes & 15 if version else 0
+    version, sizes = meta[at], _uint(meta, at + 4, 2)
+    offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
+    index_size = sizes & 15 if version else 0
     wide = 4 if version == 2 else 2
-    position, places = start + 6 + wide, {}
-
-    def take(count: int) -> int:
-        nonlocal position
-        position += count
-        return int.from_bytes(meta[position - count : position], "big")
-
-    for _ in range(min(int.from_bytes(meta[start + 6 : start + 6 + wide], "big"), 4096)):
-        item, method = take(wide), take(2) & 15 if version else 0
-        take(2)
-        base = take(base_size)
-        for extent in range(take(2)):
-            if position >= end:
-                return places
-            take(index_size)
-            offset, size = base + take(offset_size), take(length_size)
-            if extent == 0:
-                places[item] = (method, offset, size)
+    count, places = _uint(meta, at + 6, wide), {}
+    at += 6 + wide
+    for _ in range(min(count, 4096)):
+        item, method = _uint(meta, at, wide), _uint(meta, at + wide, 2) & 15 if version else 0
+        at += wide + (4 if version else 2)
+        base, extents = _uint(meta, at, base_size), _uint(meta, at + base_size, 2)
+        at += base_size + 2
+        offset = base + _uint(meta, at + index_size, offset_size)
+        size = _uint(meta, at + index_size + offset_size, length_size)
+        at += extents * (index_size + offset_size + length_size)
+        if at > end:
+            break
+        places[item] = (method, offset, size)
     return places
 
 
 def _read_properties(meta: bytes, start: int, end: int, primary: int, photo: Photo) -> None:
-    """Size (ispe), quarter turns anticlockwise (irot) and mirror (imir) of the primary item."""
+    """Size (ispe, clap), quarter turns (irot) and mirror (imir) of the primary item."""
     parts = {kind: (begin, stop) for kind, begin, stop in _boxes(meta, start, end)}
     if b"ipco" not in parts or b"ipma" not in parts:
         return
     properties = list(_boxes(meta, *parts[b"ipco"]))
-    begin, stop = parts[b"ipma"]
-    version, size = meta[begin], 2 if meta[begin + 3] & 1 else 1
-    position, id_size = begin + 8, 4 if version else 2
-    mirrored, quarters, turns = False, 0, False
-    for _ in range(min(int.from_bytes(meta[begin + 4 : begin + 8], "big"), 4096)):
-        if position + id_size >= stop:
-            break
-        item, count = (
-            int.from_bytes(meta[position : position + id_size], "big"),
-            meta[position + id_size],
-        )
-        position += id_size + 1
-        for place in range(position, position + count * size, size):
-            number = int.from_bytes(meta[place : place + size], "big") & (
-                0x7FFF if size == 2 else 0x7F
-            )
-            if item != primary or not 0 < number <= len(properties):
-                continue
-            kind, at, _ = properties[number - 1]
-            if kind == b"ispe":
-                photo.width, photo.height = struct.unpack_from(">II", meta, at + 4)
-            elif kind == b"clap":  # clean aperture: encoders pad small pictures
-                wide, below, high, under = struct.unpack_from(">IIII", meta, at)
-                photo.width, photo.height = wide // (below or 1), high // (under or 1)
-            elif kind == b"irot":
-                quarters, turns = quarters - meta[at] % 4, True
-            elif kind == b"imir":  # axis 1: left-right; axis 0: top-bottom, a half turn more
-                mirrored, quarters = not mirrored, (0 if meta[at] & 1 else 2) - quarters
-                turns = True
-        position += count * size
-    for tag, (mirror, turn, _) in ORIENTATIONS.items():
-        if turns and (mirror, turn) == (mirrored, quarters % 4):
-            photo.turn = tag
+    mirrored, quarters, turned = False, 0, False
+    for number in _associated(meta, *parts[b"ipma"], primary):
+        kind, at, _ = properties[number - 1] if 0 < number <= len(properties) else (b"", 0, 0)
+        if kind == b"ispe":
+            photo.width, photo.height = struct.unpack_from(">II", meta, at + 4)
+        elif kind == b"clap":  # clean aperture: encoders pad small pictures
+            wide, below, high, under = struct.unpack_from(">IIII", meta, at)
+            photo.width, photo.height = wide // (below or 1), high // (under or 1)
+        elif kind == b"irot":  # anticlockwise
+            quarters, turned = quarters - meta[at] % 4, True
+        elif kind == b"imir":  # axis 1: left-right; axis 0: top-bottom, a half turn more
+            mirrored, quarters = not mirrored, (0 if meta[at] & 1 else 2) - quarters
+            turned = True
+    steps = {(mirror, turn): tag for tag, (mirror, turn, _) in ORIENTATIONS.items()}
+    photo.turn = steps[mirrored, quarters % 4] if turned else None
+
+
+def _associated(meta: bytes, at: int, end: int, primary: int) -> Iterator[int]:
+    """Numbers of the properties of the primary item, in the order they apply (box ipma)."""
+    id_size, size = 4 if meta[at] else 2, 2 if meta[at + 3] & 1 else 1
+    entries = _uint(meta, at + 4, 4)
+    at += 8
+    for _ in range(min(entries, 4096)):
+        if at + id_size >= end:
+            return
+        item, count = _uint(meta, at, id_size), meta[at + id_size]
+        at += id_size + 1
+        for place in range(at, at + count * size, size) if item == primary else ():
+            yield _uint(meta, place, size) & (0x7FFF if size == 2 else 0x7F)
+        at += count * size
 
 
 # ---------------------------------------------------------------- TIFF directories
@@ -591,14 +574,8 @@ TYPE_SIZES = {code: struct.calcsize("=" + letters) for code, letters in TYPE_COD
 TYPE_SIZES |= {2: 1, 7: 1, 129: 1}  # text, undefined, UTF-8 (EXIF 3.0): kept as bytes
 
 MAKE, MODEL, TURN, MODIFIED = 0x010F, 0x0110, 0x0112, 0x0132
-EXIF_IFD, GPS_IFD, XMP_TAG, WIDTH, HEIGHT, ZONE_HOURS = (
-    0x8769,
-    0x8825,
-    0x02BC,
-    0x0100,
-    0x0101,
-    0x882A,
-)
+EXIF_IFD, GPS_IFD, XMP_TAG, ZONE_HOURS = 0x8769, 0x8825, 0x02BC, 0x882A
+WIDTH, HEIGHT = 0x0100, 0x0101
 TAKEN, DIGITISED = 0x9003, 0x9004
 ZONE_MODIFIED, ZONE_TAKEN, ZONE_DIGITISED = 0x9010, 0x9011, 0x9012
 FRACTION_TAKEN, FRACTION_DIGITISED = 0x9291, 0x9292
@@ -655,7 +632,7 @@ def _unpack(raw: bytes, kind: int, order: str) -> Value:
     if len(letters) == 1:
         return values
     pairs = zip(values[::2], values[1::2], strict=True)
-    return tuple(a / b if b else (math.inf if a else math.nan) for a, b in pairs)
+    return tuple(_divide(above, below) for above, below in pairs)
 
 
 def read_exif(data: Bytes) -> tuple[dict, dict, dict]:
@@ -702,7 +679,7 @@ def number(value: Value | None) -> float | None:
     if isinstance(value, bytes):
         if len(value) == 1 and not value.isdigit():
             return float(value[0])
-        return next(iter(_numbers(text(value) or "")), None)
+        value = _numbers(text(value) or "")
     return value[0] if value and math.isfinite(value[0]) else None
 
 
@@ -717,11 +694,12 @@ def _numbers(written: str) -> list[float]:
     parts = re.findall(r"[+-]?\d+(?:\.\d+)?(?:/\d+)?", written[:200])
     if len(parts) == 6 and written.count(",") == 5:  # commas are decimal points as well
         parts = [f"{whole}.{part}" for whole, part in zip(parts[::2], parts[1::2], strict=True)]
-    values = []
-    for part in parts:
-        above, _, below = part.partition("/")
-        values.append(float(above) / float(below) if below and float(below) else float(above))
-    return values
+    pairs = ((float(a), float(b or 1)) for a, _, b in (part.partition("/") for part in parts))
+    return [_divide(above, below) for above, below in pairs]
+
+
+def _divide(above: float, below: float) -> float:
+    return above / below if below else math.inf if above else math.nan
 
 
 # ---------------------------------------------------------------- position
@@ -889,16 +867,16 @@ def _xmp_text(packet: bytes) -> str:
 
 def _xmp_angle(written: str, letters: str) -> tuple[float | None, str]:
     """Read "48,37.9084N" (XMP GPSCoordinate), else signed degrees: (degrees, reference)."""
-    reference = written[-1:].upper()
-    if reference in letters:
-        return angle(written[:-1].encode()), reference
-    return angle(written.encode()), letters[1] if written[:1] == "-" else letters[0]
+    sign = letters[1] if written[:1] == "-" else letters[0]
+    reference = next((c for c in written.upper() if c in letters), sign)
+    return angle(written.encode()), reference
 
 
 # ---------------------------------------------------------------- time
 
 DATE = re.compile(
-    r"(\d{4})[:\-/.](\d{1,2})[:\-/.](\d{1,2})[T ]\s{0,2}(\d{1,2}):(\d{2})(?::(\d{2}))?"
+    r"(\d{4})[:\-/.]\s?(\d{1,2})[:\-/.]\s?(\d{1,2})[T ]\s{0,2}(\d{1,2}):\s?(\d{1,2})"
+    r"(?::\s?(\d{1,2}))?"
     r"(?:[.,](\d{1,9}))?\s?(Z|[+-]\d{1,2}:?\d{2})?"
 )
 
@@ -1559,8 +1537,9 @@ class Summary:
         self.moments = array("q")
         self.extremes: dict[int, tuple[float, tuple]] = {}
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict, fresh: bool = True) -> None:
         self.photos += 1
+        self.counts["fresh"] += fresh
         self.counts[row["status"]] += 1
         for column in ("gps_latitude", "datetime", "gps_altitude", "datetime_utc"):
             self.counts[column] += row[column] is not None
@@ -1632,9 +1611,7 @@ class Summary:
         return told + [f"  … and {rest} more: see status and warnings in the table"] * (rest > 0)
 
 
-_EARTH_RADIUS_KM = (
-    6371.0088  # density.EARTH_RADIUS_KM; not imported, numpy would cost more than the run
-)
+_EARTH_RADIUS_KM = 6371.0088  # as in density.py, which is imported only to write (it loads numpy)
 _DIRECTIONS = tuple(
     (x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) != (0, 0, 0)
 )
@@ -1679,11 +1656,13 @@ def extract(
             json.dump(state, file)
         for journal in data_dir.glob(".exif_data.*.journal"):
             journal.unlink()
-    extra = [
-        f"  not supported (RAW): {len(raw)}: " + ", ".join(raw[:20]) + " …" * (len(raw) > 20)
-    ] * bool(raw)
-    extra += [f"  left out, name equal to another's after NFC: {name!r}" for name in collisions]
-    return result | {"lines": result["lines"] + extra}
+    lines = [*result["lines"]]
+    if raw:
+        lines.append(
+            f"  RAW, not supported: {len(raw)}: {', '.join(raw[:20])}{' …' * (len(raw) > 20)}"
+        )
+    lines += [f"  left out, name equal to another's after NFC: {name!r}" for name in collisions]
+    return result | {"lines": lines}
 
 
 class _Paths:
@@ -1708,11 +1687,8 @@ def _read_state(state_file: Path, table: Path) -> dict:
     """What the last run noted, if the table is still the one it wrote."""
     try:
         state, about = json.loads(state_file.read_text(encoding="utf-8")), table.stat()
-        return (
-            state
-            if (state["size"], state["mtime_ns"]) == (about.st_size, about.st_mtime_ns)
-            else {}
-        )
+        same = (state["size"], state["mtime_ns"]) == (about.st_size, about.st_mtime_ns)
+        return state if same else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
@@ -1725,57 +1701,62 @@ def _all_unchanged(names: list[str], paths: _Paths, table: Path, photos: int) ->
 
 
 def _rebuild(
-    names, paths, data_dir: Path, known: list[Known], settings: dict, workers: int
+    names: list[str],
+    paths: _Paths,
+    data_dir: Path,
+    known: list[Known],
+    settings: dict,
+    workers: int,
 ) -> dict:
-    summary, read = Summary(), 0
-    size = max(16, min(256, len(names) // workers + 1))
-
-    def blocks() -> Iterator[tuple[list, list[str]]]:
-        block, files = [], []
-        for name in names:
-            line = _reusable(name, paths[name], known) if known else None
-            block.append((name, line))
-            if line is None:
-                files.append(paths[name])
-            if len(files) >= size or len(block) >= 1024:
-                yield block, files
-                block, files = [], []
-        if block:
-            yield block, files
-
-    def rows() -> Iterator[dict]:
-        nonlocal read
-        number = 1 + len(list(data_dir.glob(".exif_data.*.journal")))
-        progress = _Progress(len(names))
-        with open(
-            data_dir / f".exif_data.{number:04d}.journal", "w", encoding="utf-8", newline="\n"
-        ) as journal:
-            journal.write(json.dumps(settings) + "\n")
-            for block, raw in crew.results():
-                fresh = iter(complete_rows(
-                    list(zip([name for name, line in block if line is None], raw, strict=True)),
-                    settings["round_km"],
-                ))  # fmt: skip
-                for _, line in block:
-                    row = json.loads(line) if line is not None else next(fresh)
-                    if line is None:
-                        read += 1
-                        journal.write(_encode(row) + "\n")
-                    summary.add(row)
-                    yield row
-                journal.flush()
-                progress.add(len(block))
-        progress.close()
-
+    """Write the table from known and freshly read rows, keeping a journal of the fresh ones."""
     data_dir.mkdir(parents=True, exist_ok=True)
-    crew = Crew(blocks(), workers)
+    size = max(16, min(256, len(names) // workers + 1))  # files handed to a reader at once
+    crew = Crew(_blocks(names, paths, known, size), workers)
     if crew.busy:  # load what the rows will need while the first files are being read
         zone_offset(0.0, 0.0, datetime(2000, 1, 1))
-    write_table(rows(), data_dir)
+    summary, progress = Summary(), _Progress(len(names))
+    number = 1 + len(list(data_dir.glob(".exif_data.*.journal")))
+    journal_file = data_dir / f".exif_data.{number:04d}.journal"
+
+    def rows(journal: Any) -> Iterator[dict]:
+        for block, raw in crew.results():
+            unread = [name for name, line in block if line is None]
+            pairs = list(zip(unread, raw, strict=True))
+            fresh = iter(complete_rows(pairs, settings["round_km"]))
+            for _, line in block:
+                row = next(fresh) if line is None else json.loads(line)
+                if line is None:
+                    journal.write(_encode(row) + "\n")
+                summary.add(row, fresh=line is None)
+                yield row
+            journal.flush()
+            progress.add(len(block))
+
+    with open(journal_file, "w", encoding="utf-8", newline="\n") as journal:
+        journal.write(json.dumps(settings) + "\n")
+        write_table(rows(journal), data_dir)
+    progress.close()
     return {
         "lines": summary.lines(), "photos": summary.photos,
-        "unreadable": summary.counts["unreadable"], "read": read,
+        "unreadable": summary.counts["unreadable"], "read": summary.counts["fresh"],
     }  # fmt: skip
+
+
+def _blocks(
+    names: list[str], paths: _Paths, known: list[Known], size: int
+) -> Iterator[tuple[list, list[str]]]:
+    """Yield ([(name, known record or None), …], files to read) in order of name."""
+    block, files = [], []
+    for name in names:
+        line = _reusable(name, paths[name], known) if known else None
+        block.append((name, line))
+        if line is None:
+            files.append(paths[name])
+        if len(files) >= size or len(block) >= 1024:
+            yield block, files
+            block, files = [], []
+    if block:
+        yield block, files
 
 
 class _Progress:
