@@ -5,6 +5,10 @@ depth at network resolution) with a picture beside each, and data/depths/depth_m
 
     python depth_map_generator.py
     python depth_map_generator.py --depth-model demo --data-dir data/demo
+    torchrun --nproc_per_node=2 depth_map_generator.py
+
+An interrupted run goes on with the same command. Processes give the bytes that one process with
+as many threads gives; another number of threads moves a few values by the last float16 digit.
 """
 
 from __future__ import annotations
@@ -556,7 +560,7 @@ def draw_depth(depth: np.ndarray, legend: bool = False, photo_rgb: np.ndarray | 
     picture.putpalette(cv2.applyColorMap(column, cv2.COLORMAP_INFERNO)[:, 0, ::-1].tobytes())
     if photo_rgb is None:
         return picture
-    page = Image.new("RGB", (2 * width, picture.height))
+    page = Image.new("RGB", (2 * width, picture.height), "white")
     page.paste(Image.fromarray(photo_rgb).resize((width, height)), (0, 0))
     page.paste(picture.convert("RGB"), (width, 0))
     return page

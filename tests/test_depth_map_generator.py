@@ -456,6 +456,29 @@ def test_a_wrong_model_leaves_the_old_maps_alone(collection, tiny_pth, tmp_path)
     assert tree(collection) == before
 
 
+def test_a_change_of_model_that_dies_starts_anew(collection, tiny_pth, tmp_path, monkeypatch):
+    assert depth.main(arguments(collection, tiny_pth)) == 0
+    first = maps(collection)[0].read_bytes()
+    other = tmp_path / "other.pth"
+    torch.save(tiny_weights(head=4), other)
+    unlink = Path.unlink
+
+    def die(path, **options):
+        unlink(path, **options)
+        if path.suffix == ".npy":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", die)
+    with pytest.raises(KeyboardInterrupt):
+        depth.main(arguments(collection, other))
+    monkeypatch.undo()
+    assert len(maps(collection)) == 4
+    assert depth.read_depth_model(collection)["sha256"] == depth.file_sha256(tiny_pth)
+    assert depth.main(arguments(collection, other)) == 0
+    assert len(maps(collection)) == 5 and maps(collection)[0].read_bytes() != first
+    assert depth.read_depth_model(collection)["sha256"] == depth.file_sha256(other)
+
+
 def test_a_run_that_dies_is_continued(collection, tiny_pth, monkeypatch):
     calls = []
 
@@ -536,6 +559,18 @@ def test_bf16_on_the_cpu_keeps_the_order_of_depths(tiny_network):
     assert half.dtype == np.float32 and rank_correlation(full, half) > 0.99
 
 
+@pytest.mark.slow
+def test_demo_depth_hardly_depends_on_precision():
+    photos = sorted((REPOSITORY / "data" / "demo" / "images").rglob("*.jpg"))[::60]
+    if not photos or not (REPOSITORY / "checkpoints" / "depth_anything_v2_demo.pth").exists():
+        pytest.skip("the demo is not here")
+    network, _ = depth.load_network("demo", REPOSITORY / "checkpoints")
+    for photo in photos:
+        image = np.asarray(exif_extractor.open_upright(photo))
+        full = depth.estimate_depth(network, image, 518)
+        assert rank_correlation(full, depth.estimate_depth(network, image, 518, "bf16")) > 0.999
+
+
 def test_bf16_is_chosen_only_with_instructions_for_it(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
@@ -575,6 +610,23 @@ def test_no_table_and_bad_settings_stop_with_exit_2(tmp_path, tiny_pth, capsys):
         with pytest.raises(SystemExit) as end:
             depth.main(argv)
         assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_photos_of_many_shapes_do_not_pile_up():
+    class Done:
+        def __init__(self, width):
+            self.tensor = np.zeros((1, 3, 14, 14 * width), np.float32)
+
+        def result(self):
+            return self.tensor, None
+
+    reading = ((depth.Job(str(n), Path("x"), None), Done(1 + n % 7 if n < 20 else n))
+               for n in range(100))  # fmt: skip
+    given = 0
+    for batch in depth.batch_by_shape(reading, 2, {}):
+        given += len(batch)
+        assert len({tensor.shape for _, tensor, _ in batch}) == 1
+    assert given == 100
 
 
 def test_fast_decode_reads_less_and_gives_nearly_the_same(tmp_path, tiny_pth):
