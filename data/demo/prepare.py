@@ -15,7 +15,7 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import numpy as np
@@ -97,8 +97,20 @@ def plan_shots(island, photos: int, width: int, height: int, seed: int) -> list[
         lacking[rng.choice(upright, count, replace=False)] = kind
     shots, counters = [], [117, 1030412, 4021]
     for place, when, size, day in visits:
-        shots += shoot_visit(island, places[place], place, when, size, day, len(shots), tags, lacking,
-                             counters, (width, height), rng)
+        shots += shoot_visit(
+            island,
+            places[place],
+            place,
+            when,
+            size,
+            day,
+            len(shots),
+            tags,
+            lacking,
+            counters,
+            (width, height),
+            rng,
+        )
     return shots
 
 
@@ -112,6 +124,8 @@ def choose_places(island, count: int, rng: np.random.Generator) -> list[tuple]:
     heights = island.ground(points[:, 0], points[:, 1])
     steep = np.abs(island.ground(points[:, 0] + 15, points[:, 1]) - heights) / 15
     good = (heights > 1.5) & (steep < 0.4)
+    built = np.floor(island.face_centre[:, :2] / 24) @ [1, 10000]  # not against a wall
+    good &= ~np.isin(np.floor(points / 24) @ [1, 10000], built)
     points, heights = points[good], heights[good]
     sights = np.array(list(island.landmarks.values()))
     chosen = [int(np.argmin(np.linalg.norm(points - sights[0], axis=1)))]
@@ -176,14 +190,29 @@ def shoot_visit(island, place, number, when, size, day, first, tags, lacking, co
         width, rows = shape[::-1] if portrait else shape
         ground = max(float(island.ground(x, y)), 0.0)
         skyline = skyline_tangent(island, x, y, ground + lift, heading)
-        horizon = 0.36 + float(skyline) * focal / 36 * max(shape) / rows * 0.75 + rng.normal(0, 0.03)
+        horizon = (
+            0.36 + float(skyline) * focal / 36 * max(shape) / rows * 0.75 + rng.normal(0, 0.03)
+        )
         view = {"x": float(x), "y": float(y), "height": lift, "heading_deg": float(heading % 360),
                 "focal": focal / 36, "horizon": float(np.clip(horizon, 0.26, 0.72)),
                 "width": int(width), "rows": int(rows)}  # fmt: skip
         name = f"{when:%Y-%m-%d}/{make[6].format(counters[camera])}"
         counters[camera] += 1
-        shots.append(Shot(index, name, number, view, ground + lift, when, camera, focal, f_number,
-                          int(tags[index]), str(lacking[index])))
+        shots.append(
+            Shot(
+                index,
+                name,
+                number,
+                view,
+                ground + lift,
+                when,
+                camera,
+                focal,
+                f_number,
+                int(tags[index]),
+                str(lacking[index]),
+            )
+        )
         when = when + timedelta(seconds=float(np.round(rng.uniform(3, 25), 2)))
         x, y = x + rng.normal(0, 2.5), y + rng.normal(0, 2.5)
         heading += rng.normal(0, 7)
@@ -205,7 +234,9 @@ def choose_heading(island, x: float, y: float, lift: float, rng: np.random.Gener
     around = headings + np.array([[-16], [0], [16]])
     skyline = skyline_tangent(island, x, y, eye, around).max(0)
     relief = skyline_tangent(island, x, y, eye, around, 400).mean(0)
-    score = np.abs(relief - rng.uniform(0.0, 0.2)) + 3 * np.maximum(skyline - np.maximum(relief, 0) - 0.1, 0)
+    score = np.abs(relief - rng.uniform(0.0, 0.2)) + 3 * np.maximum(
+        skyline - np.maximum(relief, 0) - 0.1, 0
+    )
     return float(headings[np.argmin(score)])
 
 
@@ -242,7 +273,8 @@ def exif_bytes(shot: Shot, gain: float, width: int, height: int) -> bytes:
              piexif.ImageIFD.YResolution: (72, 1), piexif.ImageIFD.ResolutionUnit: 2}  # fmt: skip
     detail = {
         piexif.ExifIFD.ExifVersion: b"0231", piexif.ExifIFD.ExposureTime: seconds,
-        piexif.ExifIFD.FNumber: (round(shot.f_number * 10), 10), piexif.ExifIFD.ISOSpeedRatings: iso,
+        piexif.ExifIFD.FNumber: (round(shot.f_number * 10), 10),
+        piexif.ExifIFD.ISOSpeedRatings: iso,
         piexif.ExifIFD.FocalLength: (round(shot.focal_35mm / crop * 100), 100),
         piexif.ExifIFD.FocalLengthIn35mmFilm: shot.focal_35mm, piexif.ExifIFD.LensModel: lens,
         piexif.ExifIFD.PixelXDimension: width, piexif.ExifIFD.PixelYDimension: height,
@@ -279,7 +311,7 @@ def gps_tags(shot: Shot) -> dict:
         piexif.GPSIFD.GPSHPositioningError: (300 + 17 * (shot.number * 7 % 40), 100),
     }
     if shot.exif != "no_time":
-        utc = shot.when.astimezone(timezone.utc)
+        utc = shot.when.astimezone(UTC)
         tags[piexif.GPSIFD.GPSDateStamp] = f"{utc:%Y:%m:%d}"
         tags[piexif.GPSIFD.GPSTimeStamp] = ((utc.hour, 1), (utc.minute, 1), (utc.second, 1))
     return tags
@@ -287,7 +319,7 @@ def gps_tags(shot: Shot) -> dict:
 
 def jpeg_bytes(shot: Shot, island) -> tuple[bytes, np.ndarray]:
     """The finished file and the upright depth (metres, float16, every DEPTH_STEP-th pixel)."""
-    from island import Camera, render
+    from camera import Camera, render
     from PIL import Image
 
     photo, depth, gain = render(island, Camera(**shot.view), shot.when, shot.number)
@@ -326,12 +358,14 @@ def depth_path(output_dir: str | Path, filename: str) -> Path:
 def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, workers: int) -> int:
     """Render what is not there yet; returns how many photos were made now."""
     output_dir = Path(output_dir)
-    wanted = {"format": 1, "photos": photos, "width": width, "height": height, "seed": seed}
+    wanted = {"format": 2, "photos": photos, "width": width, "height": height, "seed": seed}
     record = output_dir / "prepared.json"
     if record.exists():
         if json.loads(record.read_text()) != wanted:
-            stop(f"{output_dir} holds photos made with other settings ({record.name}); remove its "
-                 "images/, true_depth/, truth.csv and prepared.json, or choose another --output-dir")
+            stop(
+                f"{output_dir} holds photos made with other settings ({record.name}); remove its "
+                "images/, true_depth/, truth.csv and prepared.json, or choose another --output-dir"
+            )
         names = [row["filename"] for row in read_truth(output_dir)]
         if all(is_done(output_dir, name) for name in names):
             return 0
@@ -411,7 +445,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     workers = args.workers or os.cpu_count() or 1
     made = prepare(args.output_dir, args.photos, args.width, args.height, args.seed, workers)
-    print(f"{made} photos rendered, {args.photos - made} already there: {args.output_dir / 'images'}")
+    print(
+        f"{made} photos rendered, {args.photos - made} already there: {args.output_dir / 'images'}"
+    )
     print(f"what is true of each: {args.output_dir / 'truth.csv'}")
     print(f"next: python exif_extractor.py --data-dir {os.path.relpath(args.output_dir)}")
     return 0
