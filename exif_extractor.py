@@ -253,12 +253,30 @@ def _to_rgb(image: "Image.Image") -> "Image.Image":
 # ---------------------------------------------------------------- bytes and containers
 
 
+class OpenFile:
+    """An open file that remembers the last bytes read: headers are asked for in small pieces."""
+
+    __slots__ = ("begin", "file", "window")
+
+    def __init__(self, file: Any):
+        self.file, self.begin, self.window = file, 0, b""
+
+    def read(self, begin: int, count: int) -> bytes:
+        skip = begin - self.begin
+        if skip < 0 or skip + count > len(self.window):
+            self.file.seek(begin)
+            self.begin, self.window, skip = begin, self.file.read(max(count, 1024)), 0
+        return self.window[skip : skip + count]
+
+
 class Bytes:
     """Part of a file, read only where it is asked for; past the end come fewer bytes, no error."""
 
     __slots__ = ("file", "head", "size", "start")
 
-    def __init__(self, head: bytes, file: Any = None, start: int = 0, size: int | None = None):
+    def __init__(
+        self, head: bytes, file: OpenFile | None = None, start: int = 0, size: int | None = None
+    ):
         self.head, self.file, self.start = head, file, start
         self.size = len(head) - start if size is None else max(size, 0)
 
@@ -269,8 +287,7 @@ class Bytes:
         begin = self.start + offset
         if self.file is None or begin + count <= len(self.head):
             return self.head[begin : begin + count]
-        self.file.seek(begin)
-        return self.file.read(count)
+        return self.file.read(begin, count)
 
     def part(self, offset: int, count: int) -> "Bytes":
         offset = max(offset, 0)
@@ -1002,7 +1019,7 @@ def _read_open_file(file: Any, size: int) -> dict:
     if size == 0:
         return empty_row("unreadable", "empty_file")
     try:
-        data = Bytes(file.read(16384), file, 0, size)
+        data = Bytes(file.read(16384), OpenFile(file), 0, size)
         photo = read_container(data)
         if photo.kind is None:
             return empty_row("unreadable", "not_an_image")

@@ -79,9 +79,11 @@ def against_exiftool(name: str, images: Path, count: int, place: Path, rounds: i
 def library(corpus: Path, place: Path, photos: int, workers: int) -> None:
     """A large library: first run, second run over unchanged files, and peak memory of both."""
     oracle = json.loads((corpus / "oracle.json").read_text(encoding="utf-8"))
-    sources = [corpus / "images" / name for name, record in sorted(oracle.items())
-               if record.get("ft") == "JPEG" and "lat" in record or "capture" in record]  # fmt: skip
-    sources = [source for source in sources if source.suffix.lower() in (".jpg", ".jpeg")]
+    sources = [
+        corpus / "images" / name
+        for name, record in sorted(oracle.items())
+        if record.get("ft") == "JPEG" and ("lat" in record or "capture" in record)
+    ]
     images = place / "library"
     for number in range(photos):
         folder = images / f"{number // 1000:05d}"
@@ -99,8 +101,11 @@ def library(corpus: Path, place: Path, photos: int, workers: int) -> None:
         taken, peak, workers_peak = map(float, watched.stdout.split()[-3:])
         first = first or taken
         size = (place / "big" / "exif_data.json").stat().st_size / 1e6
-        print(f"  {run:<12}{taken:9.1f} s {photos / taken:9.0f} photos/s {first / taken:7.1f}×  "
-              f"peak {peak:.0f} MB, workers {workers_peak:.0f} MB, table {size:.0f} MB", flush=True)  # fmt: skip
+        print(
+            f"  {run:<12}{taken:9.1f} s {photos / taken:9.0f} photos/s {first / taken:7.1f}×  "
+            f"peak {peak:.0f} MB, workers {workers_peak:.0f} MB, table {size:.0f} MB",
+            flush=True,
+        )
 
 
 WATCH = """
