@@ -655,7 +655,15 @@ class _View:
         offset = centre[:, :2] - [self.camera.x, self.camera.y]
         z, side = offset @ self.forward, offset @ self.right
         seen = (z > 2) & (np.abs(side) < z * 0.5 * self.camera.width / self.focal + 25)
-        seen &= self.island.face_reach / np.maximum(z, 1) * self.focal > 1.2
+        pixels = self.island.face_reach / np.maximum(z, 1) * self.focal
+        # By day a window is worth drawing from a few pixels on; what hills hide is not drawn.
+        seen &= pixels > np.where(self.island.face_glass & (self.light.lamps < 0.02), 3.5, 1.5)
+        where = np.flatnonzero(seen)
+        u = side[where] / z[where] * self.focal + self.camera.width / 2
+        v = self.horizon_row - (centre[where, 2] - self.eye) / z[where] * self.focal
+        u = np.clip(u, 0, self.camera.width - 1).astype(int)
+        v = np.clip(v, 0, self.camera.rows - 1).astype(int)
+        seen[where] = (depth[v, u] > z[where] - 30) | (pixels[where] > 25)
         lit = self._sun_reaches(centre[:, 0], centre[:, 1])
         items += [(float(z[k]), 1, k) for k in np.flatnonzero(seen)]
         items.sort(key=lambda item: -item[0])
@@ -948,8 +956,8 @@ def render(
     edge[1:] |= jump
     edge[:-1] |= jump
     edge = np.flatnonzero(edge)
-    if len(edge) > rows * width // 12:  # a forest is all outline: some of it will do
-        edge = edge[:: len(edge) // (rows * width // 12) + 1]
+    if len(edge) > rows * width // 20:  # a forest is all outline: some of it will do
+        edge = edge[:: len(edge) // (rows * width // 20) + 1]
     if len(edge):
         total = colour.reshape(-1, 3)[edge].copy()
         for shift in (-0.33, 0.33):

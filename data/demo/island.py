@@ -493,6 +493,7 @@ class Island:
     def _index_faces(self) -> None:
         self.face_centre = np.array([v.mean(0) for v, _, _ in self.faces])
         self.face_reach = np.array([np.ptp(v, axis=0).max() for v, _, _ in self.faces])
+        self.face_glass = self.face_reach < 1.7
         self.lamps = np.array(self.lamps, "f4")
 
 
