@@ -922,8 +922,7 @@ def orientation_chances(network, view, prior: np.ndarray, precision) -> np.ndarr
 
     with torch.inference_mode(), precision.autocast():
         grid = trainer.grid_features(network.rgb_branch, view.to(precision.device))
-        scaled = (grid - network.heads.grid_mean) / network.heads.grid_std
-        logits = network.heads.orientation(scaled)[0].float().cpu().numpy() + prior
+        logits = network.heads.orient(grid)[0].float().cpu().numpy() + prior
     chances = np.exp(logits - logits.max())
     return chances / chances.sum()
 

@@ -68,6 +68,8 @@ FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
 HEADS = ("gps", "time", "orientation", "altitude")
 NEIGHBOURS = 64  # of the gallery that enter a prediction
+LIGHT_GRID = 4  # cells per side of the raster whose colours are features themselves
+LIGHT = 2 * 3 * LIGHT_GRID**2  # mean and spread of three channels in each cell
 GRID = 2  # cells per side of the features that the orientation head reads
 CACHE_ROWS = 32  # photos whose features are written to disk together
 LITE0 = "tf_efficientnet_lite0"
@@ -278,10 +280,11 @@ class GPSPredictionNet(nn.Module):
         self.rgb_branch = create_backbone(backbone, 3)
         self.depth_branch = create_backbone(backbone, 1) if use_depth else None
         channels = self.rgb_branch.num_features
-        self.heads = PredictionHeads(2 * channels * (1 + use_depth), GRID * GRID * channels, hidden)
+        blocks = [2 * channels, LIGHT] + [2 * channels] * use_depth
+        self.heads = PredictionHeads(blocks, GRID * GRID * channels, hidden)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pooled = [pooled_features(self.rgb_branch, batch["rgb"])]
+        pooled = [pooled_features(self.rgb_branch, batch["rgb"]), light_features(batch["rgb"])]
         if self.depth_branch is not None:
             pooled.append(pooled_features(self.depth_branch, batch["depth"]))
         grid = grid_features(self.rgb_branch, batch["view"])
@@ -296,40 +299,86 @@ class PredictionHeads(nn.Module):
     orientation head reads the RGB grid alone: the depth of a turned photo is not the turned depth.
     """
 
-    def __init__(self, pooled: int, grid: int, hidden: int) -> None:
+    def __init__(self, blocks: list[int], grid: int, hidden: int) -> None:
         super().__init__()
+        self.blocks, pooled = blocks, sum(blocks)  # of `pooled`: RGB, light and perhaps depth
         for name, size in (("pooled", pooled), ("grid", grid)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
-        self.trunk = nn.Sequential(
-            nn.Dropout(0.3), nn.Linear(pooled, hidden), nn.GELU(), nn.Dropout(0.3)
+        self.pooled_axes = nn.Linear(pooled, hidden, bias=False)
+        self.grid_axes = nn.Linear(grid, hidden, bias=False)
+        self.bend = nn.Sequential(
+            nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
         self.gps = nn.Linear(hidden, 2)
         self.time = nn.Linear(hidden, 2)
         self.altitude = nn.Linear(hidden, 1)
-        self.orientation = nn.Sequential(nn.Dropout(0.3), nn.Linear(grid, len(ORIENTATION_CLASSES)))
-        for head in (self.gps, self.time, self.altitude):
-            nn.init.zeros_(head.weight)  # starts as the trivial answer: the centre, the mean
-            nn.init.zeros_(head.bias)
+        self.orientation = nn.Linear(hidden, len(ORIENTATION_CLASSES))
+        self.dropout = nn.Dropout(0.5)
+        for layer in (self.bend[-1], self.gps, self.time, self.altitude, self.orientation):
+            nn.init.zeros_(layer.weight)  # starts as the trivial answer: the centre, the mean
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        trunk = self.trunk((features["pooled"].float() - self.pooled_mean) / self.pooled_std)
-        grid = (features["grid"].float() - self.grid_mean) / self.grid_std
+        axes = self.pooled_axes((features["pooled"].float() - self.pooled_mean) / self.pooled_std)
+        trunk = axes + self.bend(axes)
+        used = self.dropout(trunk)
         return {
-            "gps": self.gps(trunk),
-            "time": self.time(trunk),
-            "altitude": self.altitude(trunk)[:, 0],
-            "orientation": self.orientation(grid),
+            "gps": self.gps(used),
+            "time": self.time(used),
+            "altitude": self.altitude(used)[:, 0],
+            "orientation": self.orient(features["grid"]),
             "trunk": trunk,
         }
 
+    def orient(self, grid: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 6) of the orientation classes from grid features (B, G)."""
+        axes = self.grid_axes((grid.float() - self.grid_mean) / self.grid_std)
+        return self.orientation(self.dropout(axes))
+
     @torch.no_grad()
-    def standardise(self, **features: np.ndarray) -> None:
-        """Set the scale of `pooled` (N, F) and `grid` (N, G) from the training photos."""
+    def fit_axes(self, **features: np.ndarray) -> None:
+        """Turn `pooled` (N, F) and `grid` (M, G) of training photos into principal axes.
+
+        The features are standardised, each block counting alike however long it is, the axes
+        scaled to a mean square of one over all axes together; they stay as they are while the
+        frozen heads learn.
+        """
         for name, values in features.items():
             values = torch.from_numpy(np.asarray(values, np.float32))
-            getattr(self, f"{name}_mean").copy_(values.mean(0))
-            getattr(self, f"{name}_std").copy_(values.std(0, correction=0) + 1e-3)
+            mean, std = values.mean(0), values.std(0, correction=0) + 1e-3
+            if name == "pooled":
+                sizes = torch.tensor(self.blocks)
+                share = sizes * len(sizes) / sizes.sum()
+                std *= share.sqrt().repeat_interleave(sizes)
+            layer = getattr(self, f"{name}_axes")
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_std").copy_(std)
+            axes = principal_axes((values - mean) / std, layer.out_features)
+            layer.weight.zero_()
+            layer.weight[: len(axes)] = axes * math.sqrt(len(layer.weight) / values.shape[1])
+            layer.weight.requires_grad_(False)
+
+    @torch.no_grad()
+    def fit_ridge(self, head: str, axes: torch.Tensor, wanted: torch.Tensor, ridge: float) -> None:
+        """Set a linear head to the ridge regression of `wanted` (N, C) on axes (N, hidden)."""
+        layer, middle = getattr(self, head), wanted.mean(0)
+        axes, wanted = axes.double(), wanted.double()
+        square = axes.T @ axes / axes.shape[1] + ridge * torch.eye(axes.shape[1])
+        weight = torch.linalg.solve(square, axes.T @ (wanted - middle) / axes.shape[1])
+        layer.weight.copy_(weight.T)
+        layer.bias.copy_(middle)
+
+
+def principal_axes(values: torch.Tensor, count: int) -> torch.Tensor:
+    """At most `count` orthonormal principal axes of centred rows (N, D), by the Gram matrix."""
+    gram = values @ values.T if len(values) <= values.shape[1] else values.T @ values
+    strength, vectors = torch.linalg.eigh(gram.double())
+    kept = (strength > 1e-6 * strength[-1]).nonzero()[:, 0].flip(0)[:count]
+    axes = vectors[:, kept].T.float()
+    if len(values) <= values.shape[1]:
+        axes = axes @ values / strength[kept, None].sqrt().float()
+    return axes
 
 
 def create_backbone(name: str, channels: int) -> nn.Module:
@@ -363,6 +412,16 @@ def pooled_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat([features.mean(2), features.clamp(min=1e-6).pow(3).mean(2).pow(1 / 3)], 1)
 
 
+def light_features(images: torch.Tensor) -> torch.Tensor:
+    """Mean and spread of the colours on a coarse raster, (B, LIGHT): the light of the hour, to
+    which networks trained to name objects are blind."""
+    images = images.float()
+    mean = F.adaptive_avg_pool2d(images, LIGHT_GRID)
+    square = F.adaptive_avg_pool2d(images.square(), LIGHT_GRID)
+    spread = (square - mean.square()).clamp(min=0).sqrt()
+    return torch.cat([mean.flatten(1), spread.flatten(1)], dim=1)
+
+
 def grid_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Features averaged on a GRID × GRID raster, flattened (B, GRID²·C): what is where."""
     return F.adaptive_avg_pool2d(feature_map(backbone, images).float(), GRID).flatten(1)
@@ -385,6 +444,14 @@ def decode_gps(output: torch.Tensor, normalisation: Normalisation) -> torch.Tens
     angle = (offset.square().sum(1, keepdim=True) + 1e-30).sqrt()
     sideways = torch.sinc(angle / math.pi) * (offset @ frame)
     return torch.from_numpy(centre).to(output.device) * torch.cos(angle) + sideways
+
+
+def encode_gps(lat: np.ndarray, lon: np.ndarray, normalisation: Normalisation) -> np.ndarray:
+    """The inverse of decode_gps: degrees → (east, north) offsets (N, 2) in units of the spread."""
+    centre = normalisation.centre_lat, normalisation.centre_lon
+    away = density.distance_km(*centre, lat, lon) / normalisation.spread_km
+    angle = np.radians(density.bearing_deg(*centre, lat, lon))
+    return np.stack([away * np.sin(angle), away * np.cos(angle)], axis=-1)
 
 
 def great_circle_km(u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -595,15 +662,15 @@ def file_key(path: Path) -> tuple[int, int]:
 
 
 def cached_rgb(network, photos: Photos, folder: Path, size: int, precision) -> FeatureCache:
-    """Make sure that every photo has its row: pooled features (2C), then six grids (6·G)."""
+    """Make sure that every photo has its row: pooled features (2C), light, six grids."""
     backbone = network.rgb_branch
-    width = backbone.num_features * (2 + 6 * GRID * GRID)
+    width = backbone.num_features * (2 + 6 * GRID * GRID) + LIGHT
     cache = FeatureCache(folder, width)
 
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         grids = grid_features(backbone, inputs["views"].flatten(0, 1))
-        pooled = pooled_features(backbone, inputs["rgb"])
-        return torch.cat([pooled, grids.reshape(len(pooled), -1)], dim=1)
+        pooled = [pooled_features(backbone, inputs["rgb"]), light_features(inputs["rgb"])]
+        return torch.cat([*pooled, grids.reshape(len(pooled[0]), -1)], dim=1)
 
     def load(i: int) -> dict[str, torch.Tensor]:
         return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
@@ -782,6 +849,10 @@ def fit(
         optimiser, lambda e: 0.1 if e == 0 else 0.505 + 0.495 * math.cos(math.pi * e / epochs)
     )
     best, first, micro = Fit(clone_state(network), 0, math.inf), 0, batch_size
+    if validate and not resume:  # epoch 0: what it starts from
+        found = validate()
+        best.score = found["score"]
+        on_epoch({"epoch": 0, **found}, {})
     if resume:
         network.load_state_dict(resume["model"])
         optimiser.load_state_dict(resume["optimiser"])
@@ -961,7 +1032,7 @@ class Posterior:
     @classmethod
     def fit(cls, head, similar, places, truth, normalisation) -> "Posterior":
         """Choose all five by the mean log-likelihood of the true positions (Q, 3); the estimator
-        by the mean log error. The grids span one tenth of the spread's root mean down to metres.
+        by the mean log error. Bandwidths go from a ten-thousandth of the spread to all of it.
         """
         spread = normalisation.spread_km
         widths = spread * np.geomspace(1e-4, 1, 13)
@@ -1051,30 +1122,26 @@ KNN_SIZES = (1, 3, 5, 10, 20)
 
 def knn_answers(queries, gallery, photos: Photos, k: dict[str, int]) -> dict[str, np.ndarray]:
     """The baseline: position (the neighbour nearest to the others), time (circular mean) and
-    altitude (mean) of the k photos whose features (N, F) are most similar."""
-    answers = {}
-    for head, labelled in (
-        ("gps", photos.placed),
-        ("time", np.isfinite(photos.minutes)),
-        ("altitude", np.isfinite(photos.altitude)),
-    ):
+    altitude (mean) of the k photos whose features (N, F) are most similar; NaN without labels."""
+    names = ("lat", "lon", "minutes", "altitude")
+    answers = {name: np.full(len(queries), np.nan) for name in names}
+
+    def nearest(head: str, labelled: np.ndarray) -> np.ndarray:
         rows = np.flatnonzero(labelled)
-        if not len(rows):
-            nothing = np.full(len(queries), np.nan)
-            answers |= {"gps": {"lat": nothing, "lon": nothing}, "time": {"minutes": nothing}}.get(
-                head, {"altitude": nothing}
-            )
-            continue
-        near = rows[nearest_features(queries, gallery[rows], k[head])[1]]
-        if head == "gps":
-            places = density.unit_vectors(photos.lat[near], photos.lon[near])
-            apart = density.arc_km(places[:, :, None], places[:, None]).sum(axis=2)
-            middle = places[np.arange(len(places)), apart.argmin(axis=1)]
-            answers["lat"], answers["lon"] = density.lat_lon(middle)
-        elif head == "time":
-            answers["minutes"] = point_minutes(time_point(photos.minutes[near]).mean(axis=1))
-        else:
-            answers["altitude"] = photos.altitude[near].mean(axis=1)
+        return rows[nearest_features(queries, gallery[rows], k[head])[1]]
+
+    if photos.placed.any():
+        near = nearest("gps", photos.placed)
+        places = density.unit_vectors(photos.lat[near], photos.lon[near])
+        apart = density.arc_km(places[:, :, None], places[:, None]).sum(axis=2)
+        middle = places[np.arange(len(places)), apart.argmin(axis=1)]
+        answers["lat"], answers["lon"] = density.lat_lon(middle)
+    if np.isfinite(photos.minutes).any():
+        near = nearest("time", np.isfinite(photos.minutes))
+        answers["minutes"] = point_minutes(time_point(photos.minutes[near]).mean(axis=1))
+    if np.isfinite(photos.altitude).any():
+        near = nearest("altitude", np.isfinite(photos.altitude))
+        answers["altitude"] = photos.altitude[near].mean(axis=1)
     return answers
 
 
@@ -1105,6 +1172,7 @@ class FrozenData:
 
     photos: Photos
     pooled: np.ndarray  # (N, F) float16, what the trunk sees
+    blocks: list[int]  # its parts, see PredictionHeads
     rgb: StoredFeatures  # six grids per photo from column `first`
     first: int
     grid: int  # numbers per grid
@@ -1154,29 +1222,80 @@ class FrozenData:
         return {k: np.concatenate(v) for k, v in found.items()}
 
 
+RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)  # tried as a start; 1 weighs a photo like the whole prior
+LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
+
+
+def start_heads(data: "FrozenData", rows: np.ndarray, normalisation, hidden: int):
+    """Fresh heads on principal axes, and a function that sets one head to a ridge regression.
+
+    A closed form beats gradient descent from random weights when photos are few and features
+    many; training then starts from it and is kept only where validation gains.
+    """
+    photos = data.photos
+    heads = PredictionHeads(data.blocks, data.grid, hidden)
+    seen = rows[photos.orientation[rows] >= 0]
+    seen = seen[:: max(1, len(seen) * 6 // 3000)] if len(seen) else rows[:1]
+    shown = np.repeat(seen, len(ORIENTATION_CLASSES))
+    views = np.tile(np.arange(len(ORIENTATION_CLASSES)), len(seen))
+    grids = data.grids(shown, views)
+    heads.fit_axes(pooled=data.pooled[rows[:: max(1, len(rows) // 4000)]], grid=grids.numpy())
+    pooled = torch.from_numpy(data.pooled[rows].astype(np.float32))
+    axes = heads.pooled_axes((pooled - heads.pooled_mean) / heads.pooled_std)
+    turned = heads.grid_axes((grids.float() - heads.grid_mean) / heads.grid_std)
+    labels = photos.take(rows)
+    wanted = {
+        "gps": encode_gps(labels.lat, labels.lon, normalisation),
+        "time": time_point(labels.minutes),
+        "altitude": normalisation.altitude_target(labels.altitude)[:, None],
+    }
+
+    def fit(head: str, ridge: float) -> None:
+        if head == "orientation":
+            goal = F.one_hot(torch.from_numpy(views), len(ORIENTATION_CLASSES)).double()
+            heads.fit_ridge(head, turned, LOGIT_SCALE * goal, ridge)
+            return
+        known = np.isfinite(wanted[head][:, 0])
+        if known.any():
+            heads.fit_ridge(head, axes[known], torch.from_numpy(wanted[head][known]), ridge)
+
+    return heads, fit
+
+
 def train_heads(
-    data: FrozenData, network, rows, validation, precision, options: dict, seed: int, epochs: int
+    data: FrozenData,
+    rows: np.ndarray,
+    validation: np.ndarray | None,
+    precision,
+    options: dict,
+    seed: int,
+    epochs: int,
+    ridges: dict[str, float] | None = None,
 ):
-    """Train fresh heads on `rows`; returns (heads, normalisation, Fit, epochs' figures)."""
+    """Train heads on `rows`; returns (heads, normalisation, Fit, epochs' figures, ridges).
+
+    With validation photos, the ridge of each head and the epoch are chosen on them; without,
+    both are given.
+    """
     torch.manual_seed(seed)
     photos = data.photos
-    fresh = network.heads
-    heads = PredictionHeads(fresh.pooled_mean.numel(), fresh.grid_mean.numel(), 256)
-    sample = rows[:: max(1, len(rows) // 2000)]
-    views = np.arange(len(sample)) % len(ORIENTATION_CLASSES)
-    heads.standardise(pooled=data.pooled[rows], grid=data.grids(sample, views).numpy())
-    heads.to(precision.device)
-    normalisation = Normalisation.fit(photos.take(rows))
+    normalisation, trivial = (
+        Normalisation.fit(photos.take(rows)),
+        trivial_answers(photos.take(rows)),
+    )
+    heads, start = start_heads(data, rows, normalisation, options["hidden"])
     targets = targets_of(photos, normalisation)
     history: list[dict] = []
 
     def validate() -> dict:
         prediction = data.predict(heads, validation, precision.device)
-        return validation_figures(
-            prediction, photos.take(validation), trivial_answers_of_rows, normalisation
-        )
+        return validation_figures(prediction, photos.take(validation), trivial, normalisation)
 
-    trivial_answers_of_rows = trivial_answers(photos.take(rows))
+    if ridges is None:
+        ridges = choose_ridges(start, validate)
+    for head in HEADS:
+        start(head, ridges[head])
+    heads.to(precision.device)
     best = fit(
         heads,
         data.batches(rows, targets, options["batch_size"], seed),
@@ -1190,10 +1309,23 @@ def train_heads(
         patience=options["patience"],
         on_epoch=lambda row, state: history.append(row),
     )
-    return heads, normalisation, best, history
+    return heads, normalisation, best, history, ridges
 
 
-def train_fold(data: FrozenData, network, fold_of, fold: int, precision, options: dict) -> dict:
+def choose_ridges(start: Callable[[str, float], None], validate: Callable[[], dict]) -> dict:
+    """For each head the ridge with the least validation error; heads do not share it."""
+    figures = {"gps": "median_km", "time": "mean_minutes", "altitude": "mean_m"}
+    found: dict[float, dict] = {}
+    for ridge in RIDGES:
+        for head in HEADS:
+            start(head, ridge)
+        found[ridge] = validate()
+    chosen = {h: min(RIDGES, key=lambda r: found[r].get(f, 0.0)) for h, f in figures.items()}
+    best_turns = max(RIDGES, key=lambda r: found[r].get("turn_accuracy", 0.0))
+    return {**chosen, "orientation": best_turns}
+
+
+def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -> dict:
     """One fold: early stopping and every choice on the next fold, then trained again on both;
     returns held-out answers for the photos of `fold` with baselines and what was chosen."""
     photos, folds, seed = data.photos, int(fold_of.max()) + 1, options["seed"] * 1000 + fold
@@ -1202,8 +1334,8 @@ def train_fold(data: FrozenData, network, fold_of, fold: int, precision, options
     train = np.flatnonzero((fold_of != fold) & (fold_of != (fold + 1) % folds))
     common = dict(precision=precision, options=options, seed=seed)
 
-    heads, normalisation, best, history = train_heads(
-        data, network, train, validation, epochs=options["epochs"], **common
+    heads, normalisation, best, history, ridges = train_heads(
+        data, train, validation, epochs=options["epochs"], **common
     )
     prediction = data.predict(heads, validation, precision.device)
     gallery = gallery_of(data.predict(heads, train, precision.device)["trunk"], photos.take(train))
@@ -1217,8 +1349,8 @@ def train_fold(data: FrozenData, network, fold_of, fold: int, precision, options
     )
 
     known = np.concatenate([train, validation])
-    heads, normalisation, _, _ = train_heads(
-        data, network, known, None, epochs=max(best.epoch, 1), **common
+    heads, normalisation, *_ = train_heads(
+        data, known, None, epochs=best.epoch, ridges=ridges, **common
     )
     gallery = gallery_of(data.predict(heads, known, precision.device)["trunk"], photos.take(known))
     answers = answers_of(
@@ -1235,9 +1367,10 @@ def train_fold(data: FrozenData, network, fold_of, fold: int, precision, options
         "knn": knn_answers(features[test], features[known], photos.take(known), k),
         "posterior": posterior,
         "prior": np.tile(normalisation.orientation_prior, (len(test), 1)),
-        "epoch": max(best.epoch, 1),
+        "epoch": best.epoch,
+        "ridges": ridges,
         "history": [{"fold": fold + 1, **row} for row in history],
-        "figures": history[best.epoch - 1],
+        "figures": history[best.epoch],
     }
 
 
@@ -1267,7 +1400,7 @@ def train_frozen(
     print_rule(inputs)
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
-            result = train_fold(data, network, fold_of, fold, precision, options)
+            result = train_fold(data, fold_of, fold, precision, options)
             done["folds"][fold] = {**result, "posterior": vars(result["posterior"])}
             save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
@@ -1276,8 +1409,9 @@ def train_frozen(
 
     epochs = int(statistics.median_low(r["epoch"] for r in results))
     everything = np.arange(len(photos))
-    heads, normalisation, _, _ = train_heads(
-        data, network, everything, None, precision, options, options["seed"] * 1000 + 999, epochs
+    ridges = {head: statistics.median_low(r["ridges"][head] for r in results) for head in HEADS}
+    heads, normalisation, *_ = train_heads(
+        data, everything, None, precision, options, options["seed"] * 1000 + 999, epochs, ridges
     )
     network.heads = heads
     trunk = data.predict(heads, everything, precision.device)["trunk"]
@@ -1295,9 +1429,9 @@ def train_frozen(
 def frozen_features(photos, inputs, network, paths, precision, options):
     """Cached features of all photos; returns (FrozenData without the failed ones, failed)."""
     network.to(precision.device, memory_format=torch.channels_last).eval()
-    name = f"{network.config['backbone']}-{options['weights']}-{options['image_size']}"
+    backbone, size = network.config["backbone"], options["image_size"]
+    name = f"{backbone}-{options['weights']}-{size}-v{FORMAT}"
     folder = paths["data"] / "cache" / name.replace("/", "_")
-    size = options["image_size"]
     rgb, failed = cached_rgb(network, photos, folder / "rgb", size, precision)
     depth = None
     if inputs == "depth":
@@ -1310,12 +1444,12 @@ def frozen_features(photos, inputs, network, paths, precision, options):
     if len(kept) < LEAST_PHOTOS:
         density.stop(f"only {len(kept)} photos could be read, at least {LEAST_PHOTOS} are needed")
     rgb, every = rgb.take(kept), np.arange(len(kept))
-    first = 2 * network.rgb_branch.num_features
+    first = 2 * network.rgb_branch.num_features + LIGHT
     pooled = rgb.read(every, slice(0, first))
     if depth is not None:
         pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
-    grid = network.heads.grid_mean.numel()
-    data = FrozenData(photos.take(kept), pooled, rgb, first, grid)
+    heads = network.heads
+    data = FrozenData(photos.take(kept), pooled, heads.blocks, rgb, first, heads.grid_mean.numel())
     return data, {photos.names[i]: reason for i, reason in failed.items()}
 
 
@@ -1428,8 +1562,7 @@ def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[st
     with precision.autocast():
         output = network({**inputs, "view": views[:, 0]})
         grids = grid_features(network.rgb_branch, views.flatten(0, 1))
-        scaled = (grids - network.heads.grid_mean) / network.heads.grid_std
-        logits = network.heads.orientation(scaled).reshape(len(views), len(ORIENTATION_CLASSES), -1)
+        logits = network.heads.orient(grids).reshape(len(views), len(ORIENTATION_CLASSES), -1)
     found = {k: output[k] for k in ("gps", "time", "altitude", "trunk")} | {"views": logits}
     return {k: v.float().cpu().numpy() for k, v in found.items()}
 
@@ -1441,7 +1574,7 @@ def train_finetune(
     fold_of, split = split_photos(photos, options["split"], 20, options["seed"])
     parts = {"test": fold_of < 3, "val": (fold_of >= 3) & (fold_of < 6), "train": fold_of >= 6}
     rows = {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
-    describe_split(split, 20)
+    describe_split(split, 1)
     if min(len(r) for r in rows.values()) == 0:
         density.stop("too few groups for a 70/15/15 split: use --mode frozen or --split random")
     train = photos.take(rows["train"])
@@ -1479,7 +1612,8 @@ def train_finetune(
         history.append({"fold": 1, **row})
         print_row(f"epoch {row['epoch']}/{options['epochs']}", row)
         write_metrics(paths["checkpoints"], inputs, history)
-        save(last, {"identity": identity, "history": history, "training": state})
+        if state:
+            save(last, {"identity": identity, "history": history, "training": state})
 
     best = fit(
         network,
@@ -1499,7 +1633,7 @@ def train_finetune(
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
     posterior = fit_posterior(found, gallery, photos.take(found["rows"]), normalisation)
-    names = np.select(list(parts.values()), list(parts))
+    names = np.select(list(parts.values()), list(parts), default="")
     return {
         "normalisation": vars(normalisation),
         "posterior": vars(posterior),
@@ -1507,7 +1641,7 @@ def train_finetune(
         "gallery": gallery,
         "held_out": None,
         "epoch": best.epoch,
-        "metrics": mean_figures([history[best.epoch - 1]]),
+        "metrics": mean_figures([history[best.epoch]]),
     }
 
 
@@ -1669,7 +1803,7 @@ def train_models(
     if "depth" in wanted:
         options["depth_model"] = read_depth_model(data_dir)
         mapped = np.array([depth_file(data_dir, name).is_file() for name in photos.names], bool)
-        if mapped.mean() < 0.95 or "sha256" not in options["depth_model"]:
+        if mapped.sum() < 0.95 * len(photos) or "sha256" not in options["depth_model"]:
             density.stop(
                 f"{(~mapped).sum()} of {len(photos)} photos have no depth map in "
                 f"{data_dir / 'depths'}: run python depth_map_generator.py, or use --inputs rgb"
@@ -1686,7 +1820,7 @@ def train_models(
         network = build_network(backbone, name == "depth", options["seed"])
         options["weights"] = load_backbone_weights(network, checkpoint_dir, pretrained)
         identity = run_identity(photos, table_sha256, name, backbone, options)
-        scores[name] = None if overwrite else finished_score(target, identity)
+        scores[name] = None if overwrite else finished_score(target, identity, options["epochs"])
         if scores[name] is not None:
             print(f"{target} is up to date (--overwrite trains again)")
             continue
@@ -1724,8 +1858,9 @@ def run_identity(photos: Photos, table_sha256: str, name: str, backbone: str, op
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def finished_score(path: Path, identity: str) -> float | None:
-    """Validation score of a checkpoint that this very run would write again, else None."""
+def finished_score(path: Path, identity: str, epochs: int) -> float | None:
+    """Validation score of a checkpoint that this very run would write again, else None; one that
+    was fine-tuned for fewer epochs is not finished."""
     twin = path.with_suffix(".json")
     if not (path.is_file() and twin.is_file()):
         return None
@@ -1733,7 +1868,8 @@ def finished_score(path: Path, identity: str) -> float | None:
         about = json.loads(twin.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    same = about.get("settings", {}).get("identity") == identity
+    settings = about.get("settings", {})
+    same = settings.get("identity") == identity and settings.get("epochs", 0) >= epochs
     return about["metrics"]["score"] if same and about.get("sha256") == file_sha256(path) else None
 
 
@@ -1844,6 +1980,7 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
         "folds": (args.folds or 5) if frozen else 1,
         "image_size": args.frozen_image_size if frozen else args.image_size,
         "precision": precision.name,
+        "hidden": 256,
     }
 
 
