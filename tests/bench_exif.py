@@ -11,6 +11,7 @@ second run over unchanged files.
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -35,10 +36,12 @@ def link_jpegs(corpus: Path, target: Path) -> int:
     return len(names)
 
 
-def seconds(command: list) -> float:
-    begun = time.perf_counter()
+def seconds(command: list) -> tuple[float, float]:
+    """Wall-clock and processor time of a whole process; the latter holds on a busy machine."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    return time.perf_counter() - begun
+    after, taken = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - begun
+    return taken, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def extract_command(images: Path, data: Path, workers: int) -> list:
@@ -56,7 +59,7 @@ def extract_command(images: Path, data: Path, workers: int) -> list:
 
 def against_exiftool(name: str, images: Path, count: int, place: Path, rounds: int) -> None:
     """Alternate the tools; medians. Reading is from the page cache for both."""
-    taken: dict[str, list[float]] = {"exiftool": [], "1": [], "2": []}
+    taken: dict[str, list[tuple]] = {"exiftool": [], "1": [], "2": []}
     for _ in range(rounds):
         taken["exiftool"].append(seconds(["exiftool", "-fast2", "-n", "-json", "-r", images]))
         for workers in (1, 2):
@@ -65,15 +68,22 @@ def against_exiftool(name: str, images: Path, count: int, place: Path, rounds: i
             rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
             assert len(rows) >= count, (len(rows), count)
             shutil.rmtree(data)
-    base = statistics.median(taken["exiftool"])
+    base, base_cpu = (statistics.median(column) for column in zip(*taken["exiftool"], strict=True))
     print(f"{name}, {count} files, median of {rounds}", flush=True)
-    print(f"  {'exiftool -fast2':<24}{base:8.3f} s {count / base:8.0f} files/s")
+    print(
+        f"  {'exiftool -fast2':<24}{base:8.3f} s {count / base:8.0f} files/s{base_cpu:26.3f} s CPU"
+    )
     for workers in (1, 2):
-        own = statistics.median(taken[str(workers)])
+        own, cpu = (statistics.median(part) for part in zip(*taken[str(workers)], strict=True))
         target = TARGETS.get((name, workers))
-        wanted = f"  (target {target}×)" if target else ""
+        wanted = f" (target {target}×)" if target else ""
         label = f"extractor, {workers} worker{'s' * (workers > 1)}"
-        print(f"  {label:<24}{own:8.3f} s {count / own:8.0f} files/s {base / own:7.1f}×{wanted}")
+        speed = f"{base / own:.1f}×{wanted}"
+        print(
+            f"  {label:<24}{own:8.3f} s {count / own:8.0f} files/s {speed:<20}"
+            f"{cpu:6.3f} s CPU {base_cpu / cpu:6.1f}×",
+            flush=True,
+        )
 
 
 def library(corpus: Path, place: Path, photos: int, workers: int) -> None:
