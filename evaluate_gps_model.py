@@ -54,8 +54,8 @@ def held_out_answers(
     """Answers for exactly the photos held out in training, with both baselines.
 
     Cross-validated models bring them along; a fine-tuned network is run on its stored test
-    photos. Returns ({"answers", "trivial", "knn", "prior"}, the photos in the same order); what
-    is no longer in the table is left out.
+    photos. Returns ({"answers", "trivial", "knn_errors", "prior"}, the photos in the same order);
+    what is no longer in the table is left out.
     """
     import gps_orientation_trainer as trainer
 
@@ -67,7 +67,7 @@ def held_out_answers(
         held = checkpoint["held_out"]
         found = {
             part: {k: v[known] for k, v in held[part].items()}
-            for part in ("answers", "trivial", "knn")
+            for part in ("answers", "trivial", "knn_errors")
         }
         return {**found, "prior": held["prior"][known]}, photos.take(rows)
 
@@ -93,7 +93,9 @@ def held_out_answers(
     found = {
         "answers": trainer.answers_of(test, checkpoint["gallery"], posterior, normalisation),
         "trivial": {key: np.full(len(tested), value) for key, value in trivial.items()},
-        "knn": trainer.knn_answers(test["trunk"], train["trunk"], known_photos, k),
+        "knn_errors": trainer.answer_errors(
+            trainer.knn_answers(test["trunk"], train["trunk"], known_photos, k), tested
+        ),
         "prior": np.tile(normalisation.orientation_prior, (len(tested), 1)),
     }
     return found, tested
@@ -103,6 +105,14 @@ def groups_of(checkpoint: dict, names: list[str]) -> np.ndarray:
     """Group number of each photo as the split saw it."""
     group = dict(zip(checkpoint["split"]["names"], checkpoint["split"]["groups"], strict=True))
     return np.unique([group[name] for name in names], return_inverse=True)[1]
+
+
+def errors_of(found: dict, photos) -> dict[str, dict[str, np.ndarray]]:
+    """Errors per photo of the answers and of both baselines; see answer_errors of the trainer."""
+    import gps_orientation_trainer as trainer
+
+    own = {who: trainer.answer_errors(found[who], photos) for who in ("answers", "trivial")}
+    return {**own, "knn": found["knn_errors"]}
 
 
 # ---------------------------------------------------------------- statistics
@@ -154,11 +164,8 @@ def geometric_mean_km(km: np.ndarray) -> float:
 
 def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int) -> dict:
     """The block of one model in metrics.json; heads without labels have n = 0 only."""
-    import gps_orientation_trainer as trainer
 
-    errors = {
-        who: trainer.answer_errors(found[who], photos) for who in ("answers", "trivial", "knn")
-    }
+    errors = errors_of(found, photos)
     metrics: dict = {}
     for head, unit, statistic in (
         ("gps", "km", weighted_median),
@@ -261,10 +268,9 @@ def paired_difference(found: dict, photos: dict, groups: dict, draws: int, seed:
 
 def prediction_rows(name: str, found: dict, photos, groups: np.ndarray) -> list[dict]:
     """One flat record per held-out photo: truth, answer, error and baselines; empty = unknown."""
-    import gps_orientation_trainer as trainer
 
     answers = found["answers"]
-    errors = {who: trainer.answer_errors(found[who], photos) for who in ("answers", "knn")}
+    errors = errors_of(found, photos)
     views = answers["views"]
     rows = []
     for i, filename in enumerate(photos.names):
@@ -390,14 +396,11 @@ def distance_label(km: float, _position=None) -> str:
 
 def plot_position_errors(models: dict, path: Path) -> Path:
     """Cumulative share of the held-out photos within each distance."""
-    import gps_orientation_trainer as trainer
 
     figure, (axis,) = new_figure(1, 8.0, 4.2)
     lines = []
     for name, (found, photos, _) in models.items():
-        km = {
-            w: trainer.answer_errors(found[w], photos)["gps"] for w in ("answers", "knn", "trivial")
-        }
+        km = {who: errors["gps"] for who, errors in errors_of(found, photos).items()}
         lines.append((TITLES[name], km["answers"], COLOURS[name], "-"))
     lines.append(("nearest neighbours", km["knn"], COLOURS["knn"], "--"))
     lines.append(("training median", km["trivial"], COLOURS["trivial"], "--"))

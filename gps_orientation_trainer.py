@@ -1364,7 +1364,9 @@ def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -
         "rows": test,
         "answers": answers,
         "trivial": {key: np.full(len(test), value) for key, value in trivial.items()},
-        "knn": knn_answers(features[test], features[known], photos.take(known), k),
+        "knn_errors": answer_errors(
+            knn_answers(features[test], features[known], photos.take(known), k), photos.take(test)
+        ),  # not its answers: they are positions of training photos
         "posterior": posterior,
         "prior": np.tile(normalisation.orientation_prior, (len(test), 1)),
         "epoch": best.epoch,
@@ -1456,7 +1458,7 @@ def frozen_features(photos, inputs, network, paths, precision, options):
 def in_order(results: list[dict], count: int) -> dict:
     """Held-out answers of all folds in the order of the photos, as tensors."""
     merged: dict[str, dict[str, torch.Tensor]] = {}
-    for part in ("answers", "trivial", "knn"):
+    for part in ("answers", "trivial", "knn_errors"):
         for key in results[0][part]:
             shape = (count, *results[0][part][key].shape[1:])
             column = np.full(shape, np.nan, np.float32 if key == "views" else np.float64)
