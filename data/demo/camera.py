@@ -5,7 +5,7 @@ the terrain in a profile; land, sea and sky are then shaded pixel by pixel, and 
 and clouds painted in front, far ones first. Numpy only; the sun is astral's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -25,6 +25,7 @@ from island import (
 
 FAR_M = 60000.0  # the open sea is drawn to here; also the largest depth stored
 SNOW_LINE_M = 1500.0
+MIST_M = 110.0  # height in which the morning mist thins to 1/e
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,12 @@ def light_at(when: datetime, seed: int = 1) -> Light:
         * mix_rgb((1, 1, 1), (0.92, 0.98, 1.12), early)
         * mix_rgb((1, 1, 1), (1.12, 0.93, 0.66), late)
     )
-    warm = warm * mix_rgb((0.75, 0.72, 1.2), (1.3, 0.95, 0.6), late)
-    zenith = zenith * mix_rgb((1, 1, 1), (1.25, 1.02, 0.85), late)
+    warm = warm * mix_rgb((0.62, 0.64, 1.2), (1.35, 0.95, 0.55), late)
+    zenith = (
+        zenith
+        * mix_rgb((1, 1, 1), (0.84, 1.0, 1.22), early)
+        * mix_rgb((1, 1, 1), (1.25, 1.02, 0.80), late)
+    )
     horizon = (
         horizon
         * mix_rgb((1, 1, 1), (0.92, 1.02, 1.12), early)
@@ -145,6 +150,14 @@ def light_at(when: datetime, seed: int = 1) -> Light:
         drift=(drift + 9.0 * hour * 60).astype("f4"),
         season=float(0.5 + 0.5 * np.cos((when.timetuple().tm_yday - 20) / 365.25 * 2 * np.pi)),
     )
+
+
+def thin_air(light: Light, height: float) -> Light:
+    """The light at a height (m) above the sea: the higher, the deeper the blue of the sky."""
+    share = 1 - np.exp(-height / 1800)
+    zenith = light.zenith * (1 - share * np.array([0.60, 0.42, 0.16], "f4"))
+    horizon = light.horizon * (1 - share * np.array([0.30, 0.16, 0.02], "f4"))
+    return replace(light, zenith=zenith.astype("f4"), horizon=horizon.astype("f4"))
 
 
 def mix_rgb(a, b, share: float) -> np.ndarray:
@@ -328,7 +341,12 @@ class _View:
 
     def _veiled_sky(self, rays: np.ndarray, column: np.ndarray) -> np.ndarray:
         sky = cloudy_sky(self.island, self.light, rays)
-        mist = self.light.mist * 55 * np.exp(-max(self.eye, 0) / 55) / np.maximum(rays[:, 2], 0.03)
+        mist = (
+            self.light.mist
+            * MIST_M
+            * np.exp(-max(self.eye, 0) / MIST_M)
+            / np.maximum(rays[:, 2], 0.03)
+        )
         return mix(sky, np.take(self.air, column, 0), 1 - np.exp(-mist))
 
     def _veil(self, lit, column, height, distance) -> np.ndarray:
@@ -940,7 +958,8 @@ def render(
     Depth is metres along the optical axis, exact where a pixel shows one thing; sky = inf.
     """
     light = light_at(when, island.seed)
-    view = _View(island, camera, light)
+    height = max(float(island.ground(camera.x, camera.y)), 0.0) + camera.height
+    view = _View(island, camera, thin_air(light, height))
     plants = view.plants()
     view.cast_shadows(plants)
     rows, width = camera.rows, camera.width

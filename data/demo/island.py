@@ -42,7 +42,7 @@ REGIONS = (
     ((0.18, 0.11, 0.13), (0.12, 0.07, 0.05), (0.22, 0.21, 0.22), (0.30, 0.27, 0.24),
      (0.04, 0.15, 0.20), 0.40, 0.00, 0.25, "conifer"),
 )
-ALPINE = ((0.13, 0.14, 0.06), (0.16, 0.12, 0.09), (0.135, 0.122, 0.115), (0.25, 0.23, 0.2),
+ALPINE = ((0.21, 0.165, 0.075), (0.15, 0.12, 0.10), (0.135, 0.122, 0.115), (0.25, 0.23, 0.2),
           (0.05, 0.2, 0.2), 0.45, 0.0, 0.35, "conifer")
 # fmt: on
 TREES = ("broadleaf", "conifer", "palm", "olive", "shrub", "reed", "tuft", "rock", "cloud")
@@ -256,7 +256,7 @@ class Island:
             np.exp(-((px - cx) ** 2 + (py - cy) ** 2) / (2 * 1150.0**2)) + 1e-9
             for cx, cy in centres
         ]
-        weights.append(smoothstep(500, 1100, h) * 1.5)
+        weights.append(smoothstep(380, 950, h) * 1.5)
         rows.append(ALPINE)
         weights = np.stack(weights, -1)
         weights = weights**1.5

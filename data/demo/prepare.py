@@ -358,7 +358,7 @@ def depth_path(output_dir: str | Path, filename: str) -> Path:
 def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, workers: int) -> int:
     """Render what is not there yet; returns how many photos were made now."""
     output_dir = Path(output_dir)
-    wanted = {"format": 2, "photos": photos, "width": width, "height": height, "seed": seed}
+    wanted = {"format": 3, "photos": photos, "width": width, "height": height, "seed": seed}
     record = output_dir / "prepared.json"
     if record.exists():
         if json.loads(record.read_text()) != wanted:
