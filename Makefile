@@ -7,12 +7,14 @@ PY := .venv/bin/python
 DEMO := --data-dir data/demo
 MODELS := --checkpoint-dir checkpoints/demo
 
+export OMP_WAIT_POLICY := PASSIVE  # threads that wait do not spin: kinder to a busy machine
+
 .PHONY: demo pipeline test test-all lint bench notebooks clean
 
 demo: .venv/base  ## rendered photos → table → depth → two models → report, no download needed
 	$(PY) data/demo/prepare.py
 	$(PY) exif_extractor.py $(DEMO)
-	$(PY) depth_map_generator.py $(DEMO) --depth-model demo
+	$(PY) depth_map_generator.py $(DEMO) --depth-model demo --input-size 364
 	$(PY) gps_orientation_trainer.py $(DEMO) $(MODELS) --backbone tf_efficientnet_lite0 --mode frozen
 	$(PY) evaluate_gps_model.py $(DEMO) $(MODELS) --output-dir evaluation/demo
 

@@ -846,17 +846,17 @@ def predict_unknown(
     for name, file in files.items():
         try:
             stored = open_stored(file, max_side=max(2 * size, 1036))
+            inputs = trainer.picture_inputs(stored, size, network.rgb_branch)
+            chance = orientation_chances(network, inputs["views"][:1], prior, precision)
+            turned = int(chance.argmax()) if chance.max() >= certainty else 0
+            upright = turn_picture(stored, ORIENTATION_CLASSES[turned])
+            inputs = trainer.picture_inputs(upright, size, network.rgb_branch)
+            if estimate is not None:
+                inputs["depth"] = trainer.depth_input(estimate(np.asarray(upright)), size)
         except (OSError, ValueError) as error:
-            print(f"{name}: not readable: {error}")
+            print(f"{name}: left out: {error}")
             failures += 1
             continue
-        inputs = trainer.picture_inputs(stored, size, network.rgb_branch)
-        chance = orientation_chances(network, inputs["views"][:1], prior, precision)
-        turned = int(chance.argmax()) if chance.max() >= certainty else 0
-        upright = turn_picture(stored, ORIENTATION_CLASSES[turned])
-        inputs = trainer.picture_inputs(upright, size, network.rgb_branch)
-        if estimate is not None:
-            inputs["depth"] = trainer.depth_input(estimate(np.asarray(upright)), size)
         batch = {k: v[None] for k, v in inputs.items()}
         raw = trainer.predict_batch(network, batch, precision)
         answer = trainer.answers_of(raw, checkpoint["gallery"], posterior, normalisation)
@@ -878,7 +878,7 @@ def predict_unknown(
         write_rows(output_dir / "photos.csv", rows)
         write_geojson(output_dir / "photos.geojson", rows)
         print(f"wrote {output_dir}/photos.csv and photos.geojson")
-    print(f"{len(rows)} photos predicted, {failures} not readable")
+    print(f"{len(rows)} photos predicted, {failures} left out")
     return failures
 
 

@@ -310,24 +310,36 @@ class PredictionHeads(nn.Module):
         self.bend = nn.Sequential(
             nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
-        self.gps = nn.Linear(hidden, 2)
-        self.time = nn.Linear(hidden, 2)
-        self.altitude = nn.Linear(hidden, 1)
+        self.gps = nn.Linear(hidden + LIGHT, 2)
+        self.time = nn.Linear(hidden + LIGHT, 2)
+        self.altitude = nn.Linear(hidden + LIGHT, 1)
         self.orientation = nn.Linear(hidden, len(ORIENTATION_CLASSES))
         self.dropout = nn.Dropout(0.5)
         for layer in (self.bend[-1], self.gps, self.time, self.altitude, self.orientation):
             nn.init.zeros_(layer.weight)  # starts as the trivial answer: the centre, the mean
             nn.init.zeros_(layer.bias)
 
-    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        axes = self.pooled_axes((features["pooled"].float() - self.pooled_mean) / self.pooled_std)
+    def read(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Trunk (B, hidden), and what the heads read (B, hidden + LIGHT): the trunk and, once
+        more and by itself, the light, which says the hour better than what it falls on."""
+        scaled = (pooled.float() - self.pooled_mean) / self.pooled_std
+        axes = self.pooled_axes(scaled)
         trunk = axes + self.bend(axes)
-        used = self.dropout(trunk)
+        light = scaled[:, self.blocks[0] : self.blocks[0] + LIGHT]
+        alike = math.sqrt(axes.shape[1] * len(self.blocks) / scaled.shape[1])  # as one block's axes
+        return trunk, torch.cat([trunk, light * alike], dim=1)
+
+    def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {**self.answer(features["pooled"]), "orientation": self.orient(features["grid"])}
+
+    def answer(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Outputs of all heads but orientation, from pooled features (B, F)."""
+        trunk, read = self.read(pooled)
+        used = self.dropout(read)
         return {
             "gps": self.gps(used),
             "time": self.time(used),
             "altitude": self.altitude(used)[:, 0],
-            "orientation": self.orient(features["grid"]),
             "trunk": trunk,
         }
 
@@ -360,13 +372,22 @@ class PredictionHeads(nn.Module):
             layer.weight.requires_grad_(False)
 
     @torch.no_grad()
-    def fit_ridge(self, head: str, axes: torch.Tensor, wanted: torch.Tensor, ridge: float) -> None:
-        """Set a linear head to the ridge regression of `wanted` (N, C) on axes (N, hidden)."""
-        layer, middle = getattr(self, head), wanted.mean(0)
-        axes, wanted = axes.double(), wanted.double()
-        square = axes.T @ axes / axes.shape[1] + ridge * torch.eye(axes.shape[1])
-        weight = torch.linalg.solve(square, axes.T @ (wanted - middle) / axes.shape[1])
-        layer.weight.copy_(weight.T)
+    def fit_ridge(
+        self, head: str, read: torch.Tensor, wanted: torch.Tensor, ridge: tuple[float, ...]
+    ) -> None:
+        """Set a linear head to the ridge regression of `wanted` (N, C) on what it reads (N, R).
+
+        `ridge` is the penalty of the axes and, for heads that read it, of the light; 1 weighs a
+        photo like the whole prior, infinity leaves the part out.
+        """
+        layer, middle, hidden = getattr(self, head), wanted.mean(0), self.pooled_axes.out_features
+        sizes = torch.tensor([hidden, read.shape[1] - hidden][: len(ridge)])
+        penalty = torch.tensor(ridge, dtype=torch.float64).repeat_interleave(sizes)
+        used, read = torch.isfinite(penalty), read.double()[:, torch.isfinite(penalty)]
+        square = read.T @ read / hidden + torch.diag(penalty[used])
+        weight = torch.linalg.solve(square, read.T @ (wanted - middle).double() / hidden)
+        layer.weight.zero_()
+        layer.weight[:, used] = weight.T.float()
         layer.bias.copy_(middle)
 
 
@@ -944,7 +965,7 @@ def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalis
             figures[name] = float(average(errors[head]))
             ratios.append(figures[name] / max(float(average(plain[head])), 1e-6))
     tagged = photos.orientation >= 0
-    if tagged.any():
+    if tagged.any() and "views" in prediction:
         logits, _ = turn_logits(prediction["views"][tagged])
         figures["turn_accuracy"] = float((logits.argmax(2) == np.arange(4)).mean())
         ratios.append((1 - figures["turn_accuracy"]) / 0.75)
@@ -1205,24 +1226,33 @@ class FrozenData:
         return of_epoch
 
     @torch.inference_mode()
-    def predict(self, heads: PredictionHeads, rows: np.ndarray, device) -> dict[str, np.ndarray]:
-        """Raw outputs for the photos `rows`; `views` holds the logits of all six views."""
+    def predict(
+        self, heads: PredictionHeads, rows: np.ndarray, device, views: bool = True
+    ) -> dict[str, np.ndarray]:
+        """Raw outputs for the photos `rows`; `views` holds the logits of all six views, or of
+        none when they are not asked for."""
         heads.eval()
         found: dict[str, list] = {k: [] for k in ("gps", "time", "altitude", "trunk", "views")}
         for part in np.array_split(rows, max(1, math.ceil(len(rows) / 256))):
             pooled = torch.from_numpy(self.pooled[part]).to(device)
             logits = []
-            for view in range(len(ORIENTATION_CLASSES)):
-                grid = self.grids(part, np.full(len(part), view)).to(device)
-                output = heads({"pooled": pooled, "grid": grid})
-                logits.append(output["orientation"])
+            for view in range(len(ORIENTATION_CLASSES) if views else 0):
+                logits.append(heads.orient(self.grids(part, np.full(len(part), view)).to(device)))
+            output = heads.answer(pooled)
             for key in ("gps", "time", "altitude", "trunk"):
                 found[key].append(output[key].float().cpu().numpy())
-            found["views"].append(torch.stack(logits, 1).float().cpu().numpy())
-        return {k: np.concatenate(v) for k, v in found.items()}
+            if views:
+                found["views"].append(torch.stack(logits, 1).float().cpu().numpy())
+        return {k: np.concatenate(v) for k, v in found.items() if v}
 
 
-RIDGES = (0.1, 0.3, 1.0, 3.0, 10.0)  # tried as a start; 1 weighs a photo like the whole prior
+RIDGES = tuple((r,) for r in (0.1, 0.3, 1.0, 3.0, 10.0))  # tried as a start, orientation
+LIGHT_RIDGES = tuple(  # the same for the others: of the axes and of the light by itself
+    (axes, light)
+    for axes in (0.1, 0.3, 1.0, 3.0, math.inf)
+    for light in (0.03, 0.1, 0.3, 1.0, math.inf)
+    if min(axes, light) < math.inf
+)
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
 
 
@@ -1241,7 +1271,7 @@ def start_heads(data: "FrozenData", rows: np.ndarray, normalisation, hidden: int
     grids = data.grids(shown, views)
     heads.fit_axes(pooled=data.pooled[rows[:: max(1, len(rows) // 4000)]], grid=grids.numpy())
     pooled = torch.from_numpy(data.pooled[rows].astype(np.float32))
-    axes = heads.pooled_axes((pooled - heads.pooled_mean) / heads.pooled_std)
+    read = heads.read(pooled)[1].detach()
     turned = heads.grid_axes((grids.float() - heads.grid_mean) / heads.grid_std)
     labels = photos.take(rows)
     wanted = {
@@ -1250,14 +1280,14 @@ def start_heads(data: "FrozenData", rows: np.ndarray, normalisation, hidden: int
         "altitude": normalisation.altitude_target(labels.altitude)[:, None],
     }
 
-    def fit(head: str, ridge: float) -> None:
+    def fit(head: str, ridge: tuple[float, ...]) -> None:
         if head == "orientation":
             goal = F.one_hot(torch.from_numpy(views), len(ORIENTATION_CLASSES)).double()
             heads.fit_ridge(head, turned, LOGIT_SCALE * goal, ridge)
             return
         known = np.isfinite(wanted[head][:, 0])
         if known.any():
-            heads.fit_ridge(head, axes[known], torch.from_numpy(wanted[head][known]), ridge)
+            heads.fit_ridge(head, read[known], torch.from_numpy(wanted[head][known]), ridge)
 
     return heads, fit
 
@@ -1270,7 +1300,7 @@ def train_heads(
     options: dict,
     seed: int,
     epochs: int,
-    ridges: dict[str, float] | None = None,
+    ridges: dict[str, tuple] | None = None,
 ):
     """Train heads on `rows`; returns (heads, normalisation, Fit, epochs' figures, ridges).
 
@@ -1287,8 +1317,8 @@ def train_heads(
     targets = targets_of(photos, normalisation)
     history: list[dict] = []
 
-    def validate() -> dict:
-        prediction = data.predict(heads, validation, precision.device)
+    def validate(views: bool = True) -> dict:
+        prediction = data.predict(heads, validation, precision.device, views)
         return validation_figures(prediction, photos.take(validation), trivial, normalisation)
 
     if ridges is None:
@@ -1312,17 +1342,22 @@ def train_heads(
     return heads, normalisation, best, history, ridges
 
 
-def choose_ridges(start: Callable[[str, float], None], validate: Callable[[], dict]) -> dict:
-    """For each head the ridge with the least validation error; heads do not share it."""
-    figures = {"gps": "median_km", "time": "mean_minutes", "altitude": "mean_m"}
-    found: dict[float, dict] = {}
-    for ridge in RIDGES:
-        for head in HEADS:
+def choose_ridges(start: Callable[[str, tuple], None], validate: Callable[..., dict]) -> dict:
+    """For each head the ridge with the least validation error, head by head."""
+    chosen = {}
+    for head, figure in (
+        ("gps", "median_km"),
+        ("time", "mean_minutes"),
+        ("altitude", "mean_m"),
+        ("orientation", "turn_accuracy"),
+    ):
+        found = {}
+        for ridge in RIDGES if head == "orientation" else LIGHT_RIDGES:
             start(head, ridge)
-        found[ridge] = validate()
-    chosen = {h: min(RIDGES, key=lambda r: found[r].get(f, 0.0)) for h, f in figures.items()}
-    best_turns = max(RIDGES, key=lambda r: found[r].get("turn_accuracy", 0.0))
-    return {**chosen, "orientation": best_turns}
+            value = validate(views=head == "orientation").get(figure, 0.0)
+            found[ridge] = -value if head == "orientation" else value
+        chosen[head] = min(found, key=found.get)
+    return chosen
 
 
 def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -> dict:
@@ -1411,7 +1446,12 @@ def train_frozen(
 
     epochs = int(statistics.median_low(r["epoch"] for r in results))
     everything = np.arange(len(photos))
-    ridges = {head: statistics.median_low(r["ridges"][head] for r in results) for head in HEADS}
+    ridges = {
+        head: tuple(
+            map(statistics.median_low, zip(*(r["ridges"][head] for r in results), strict=True))
+        )
+        for head in HEADS
+    }
     heads, normalisation, *_ = train_heads(
         data, everything, None, precision, options, options["seed"] * 1000 + 999, epochs, ridges
     )

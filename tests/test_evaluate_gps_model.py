@@ -415,7 +415,7 @@ def test_photos_without_exif_get_all_four_answers(trained, tmp_path, name):
     )  # fmt: skip
     assert code == 0, printed
     assert len(PRINTED.findall(printed)) == 3
-    assert "3 photos predicted, 0 not readable" in printed
+    assert "3 photos predicted, 0 left out" in printed
     rows = read_rows(tmp_path / "out" / "photos.csv")
     assert [row["filename"] for row in rows] == [str(file) for file in files]
     for row in rows:
@@ -459,8 +459,8 @@ def test_an_unreadable_photo_is_named_and_the_rest_predicted(trained, tmp_path):
         "--photos", folder / "broken.jpg", good, folder / "broken.png",
     )  # fmt: skip
     assert code == 1
-    assert "broken.jpg: not readable" in printed and "broken.png: not readable" in printed
-    assert "1 photos predicted, 2 not readable" in printed
+    assert "broken.jpg: left out" in printed and "broken.png: left out" in printed
+    assert "1 photos predicted, 2 left out" in printed
     assert len(PRINTED.findall(printed)) == 1
 
 
