@@ -39,7 +39,7 @@ TEST_ISLANDS = 16  # unseen islands for --evaluate, seeds 9001 and up; four phot
 WIDTH, HEIGHT = 448, 336  # of the rendered scenes
 HIDDEN, LAYERS, PROJECTS, FUSION, HEAD = 128, 6, (24, 48, 96, 128), 32, 16
 # Until which share of the time: (rows, columns) fed to the network and batch, taken in turn. Coarse
-# pictures teach the layout cheaply; the sizes near the one that the demo runs at (364) come last.
+# pictures teach the layout cheaply; the sizes that the demo may run at come last (best: 252).
 PHASES = (
     (0.40, (((126, 168), 16),)),
     (0.50, (((210, 280), 8),)),
