@@ -366,7 +366,10 @@ class PredictionHeads(nn.Module):
             layer = getattr(self, f"{name}_axes")
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(std)
-            axes = principal_axes((values - mean) / std, layer.out_features)
+            scaled = (values - mean) / std
+            if name == "pooled":  # the light tells the hour, not the place: heads read it apart
+                scaled[:, self.blocks[0] : self.blocks[0] + LIGHT] = 0
+            axes = principal_axes(scaled, layer.out_features)
             layer.weight.zero_()
             layer.weight[: len(axes)] = axes * math.sqrt(len(layer.weight) / values.shape[1])
             layer.weight.requires_grad_(False)
@@ -635,6 +638,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, width: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_folder(folder)
         self.data, self.index, self.width = folder / "rows.f16", folder / "index.jsonl", width
         self.data.touch()
         self.index.touch()
@@ -661,6 +665,21 @@ class FeatureCache:
         for key in keys:
             self.row_of[key] = self.count
             self.count += 1
+
+
+def lock_folder(folder: Path):
+    """Keep other runs out for as long as the returned file is open: two would mix up the rows."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: not guarded
+        return None
+    file = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        density.stop(f"another training is using {folder}: wait for it to end")
+    return file
 
 
 class StoredFeatures:

@@ -24,7 +24,7 @@ from island import (
 )
 
 FAR_M = 60000.0  # the open sea is drawn to here; also the largest depth stored
-SNOW_LINE_M = 1500.0
+SNOW_LINE_M = 1350.0
 MIST_M = 110.0  # height in which the morning mist thins to 1/e
 
 
@@ -141,8 +141,8 @@ def light_at(when: datetime, seed: int = 1) -> Light:
         horizon=horizon.astype("f4"),
         warm=warm.astype("f4"),
         ambient=ambient.astype("f4"),
-        haze=(2.2e-5 + 2.0e-5 * haze_luck**2) * (1 + 2.6 * late + 1.2 * early),
-        mist=(0.6 + haze_luck) * 1.2e-3 * early,
+        haze=(2.2e-5 + 2.0e-5 * haze_luck**2) * (1 + 1.1 * late + 0.5 * early),
+        mist=(0.6 + haze_luck) * 7e-4 * early,
         cover=0.03 + 0.10 * luck**2 + 0.56 * heat * (0.6 + 0.4 * luck),
         cirrus=late * rng.uniform(0.3, 0.7),
         cap=heat * (0.35 + 0.65 * luck),
