@@ -375,15 +375,21 @@ def test_pooling_against_numpy():
 
 def test_axes_are_principal_and_of_order_one():
     rng = np.random.default_rng(0)
-    heads = trainer.PredictionHeads(4, 3, 8)
-    pooled = rng.normal(50, 9, (200, 2)) @ rng.normal(0, 1, (2, 4)) + rng.normal(0, 0.1, (200, 4))
+    heads = trainer.PredictionHeads([4, trainer.LIGHT], 3, 8)
+    colours = rng.normal(50, 9, (200, 2)) @ rng.normal(0, 1, (2, 4)) + rng.normal(0, 0.1, (200, 4))
+    pooled = np.hstack([colours, rng.normal(0, 1, (200, trainer.LIGHT))])
     heads.fit_axes(pooled=pooled, grid=np.full((200, 3), 7.0))
     scaled = (torch.from_numpy(pooled).float() - heads.pooled_mean) / heads.pooled_std
-    assert scaled.mean(0).abs().max() < 1e-3 and (scaled.std(0) - 1).abs().max() < 0.01
+    blocks = scaled.square().sum(0).split([4, trainer.LIGHT])
+    assert scaled.mean(0).abs().max() < 1e-3
+    assert float(blocks[0].sum()) == pytest.approx(
+        float(blocks[1].sum()), rel=0.02
+    )  # each block counts alike
     axes = heads.pooled_axes(scaled).detach().numpy()
     covariance = axes.T @ axes / len(axes)
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3 * covariance.max()
-    same = heads({"pooled": torch.zeros(1, 4), "grid": torch.full((1, 3), 7.0)})
+    assert (heads.pooled_axes.weight[:, 4:] == 0).all()  # the light is read apart
+    same = heads({"pooled": torch.zeros(1, 4 + trainer.LIGHT), "grid": torch.full((1, 3), 7.0)})
     assert all(torch.isfinite(v).all() for v in same.values())
 
 
@@ -517,6 +523,7 @@ def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut,
         cache.append([(name, 10, 10**18) for name in part], rows)
         start += size
     assert_cache_is_right(cache)
+    cache.lock.close()
     os.truncate(cache.data, int(cache.data.stat().st_size * data_cut))
     os.truncate(cache.index, int(cache.index.stat().st_size * index_cut))
     again = trainer.FeatureCache(folder, width)
@@ -530,6 +537,7 @@ def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut,
             [(name, 10, 10**18) for name in missing],
             np.stack([row_for(name, width) for name in missing]),
         )
+    again.lock.close()
     last = trainer.FeatureCache(folder, width)
     assert set(last.row_of) == {(name, 10, 10**18) for name in names}
     assert_cache_is_right(last)
@@ -1083,7 +1091,7 @@ def test_it_learns_what_the_pictures_show(trained):
     trivial = trainer.answer_errors(checkpoint["held_out"]["trivial"], photos)
     assert np.median(own["gps"]) < 0.9 * np.median(trivial["gps"])
     assert own["altitude"].mean() < 0.9 * trivial["altitude"].mean()
-    assert (own["gps"] > 0.2).all()
+    assert (checkpoint["held_out"]["knn_errors"]["gps"] > 0.2).all()
 
 
 def test_the_better_model_is_copied(trained):
@@ -1147,7 +1155,7 @@ def test_other_settings_train_again_on_the_cached_features(finished, monkeypatch
     data, checkpoints = finished
     before = held_out_of(checkpoints)["answers"]["lat"].copy()
     monkeypatch.setattr(trainer, "picture_inputs", None)  # the features do not depend on it
-    arguments = training_arguments(data, checkpoints, "--inputs", "rgb", "--learning-rate", "0.01")
+    arguments = training_arguments(data, checkpoints, "--inputs", "rgb", "--split", "random")
     code, printed = quietly(trainer.main, *arguments)
     assert code == 0 and "belongs to other photos or settings" in printed
     assert (held_out_of(checkpoints)["answers"]["lat"] != before).any()
