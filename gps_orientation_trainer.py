@@ -354,8 +354,8 @@ class PredictionHeads(nn.Module):
         """Turn `pooled` (N, F) and `grid` (M, G) of training photos into principal axes.
 
         The features are standardised, each block counting alike however long it is (depth by
-        DEPTH_WEIGHT), the axes scaled to a mean square of one over all axes together; they stay as they are while the
-        frozen heads learn.
+        DEPTH_WEIGHT), the axes scaled to a mean square of one over all axes together; they stay
+        as they are while the frozen heads learn.
         """
         for name, values in features.items():
             values = torch.from_numpy(np.asarray(values, np.float32))
