@@ -43,7 +43,6 @@ SEED = 0  # of the resampling
 WITHIN_KM = (0.01, 0.1, 1, 25, 200, 750, 2500)  # the last five: usual in the literature
 TITLES = {"rgb": "RGB", "depth": "RGB + depth"}
 PAIRS = (("Normal", "Flipped H"), ("Rotated 180°", "Flipped V"))  # mirror images of each other
-TURNS = [ORIENTATION_CLASSES.index(c) for c in ORIENTATION_CLASSES if c.startswith(("N", "R"))]
 
 # ---------------------------------------------------------------- held-out answers
 
@@ -207,12 +206,14 @@ def position_metrics(own, trivial, knn, answers: dict, rows: np.ndarray) -> dict
 def orientation_metrics(found: dict, photos, groups, draws: int, seed: int) -> dict:
     """Stored files, four turns, six classes and mirror pairs, each from the six views of a photo
     with a tag. Views of one photo count as one unit in the interval."""
+    import gps_orientation_trainer as trainer
+
     tagged = photos.orientation >= 0
     if not tagged.any():
         return {"n": 0}
     views, stored = found["answers"]["views"][tagged], photos.orientation[tagged]
     seen = views[np.arange(len(stored)), stored] + np.log(found["prior"][tagged])
-    turns = views[:, TURNS][:, :, TURNS].argmax(axis=2) == np.arange(len(TURNS))
+    turns = trainer.turns_right(views)
     six = views.argmax(axis=2)
     confusion = np.zeros((6, 6), int)
     for view in range(6):
@@ -303,7 +304,7 @@ def prediction_rows(name: str, found: dict, photos, groups: np.ndarray) -> list[
 
 
 def tidy(value):
-    """Plain Python values; NaN becomes None; numbers keep seven significant digits."""
+    """Plain Python values; NaN becomes None; numbers keep nine significant digits."""
     if isinstance(value, float | np.floating):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

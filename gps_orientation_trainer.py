@@ -965,10 +965,11 @@ def answer_errors(answers: dict[str, np.ndarray], photos: Photos) -> dict[str, n
     }
 
 
-def turn_logits(view_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """From logits (N, 6 views, 6 classes) the four turns alone: (N, 4, 4) and their classes."""
-    turns = np.array([0, 1, 2, 3])
-    return view_logits[:, turns][:, :, turns], turns
+def turns_right(view_logits: np.ndarray) -> np.ndarray:
+    """Which of the four turns are told apart, mirror classes left out, (N, 4) bool, from logits
+    (N, 6 views, 6 classes)."""
+    turns = [i for i, name in enumerate(ORIENTATION_CLASSES) if not name.startswith("Flipped")]
+    return view_logits[:, turns][:, :, turns].argmax(axis=2) == np.arange(len(turns))
 
 
 def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalisation) -> dict:
@@ -987,8 +988,7 @@ def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalis
             ratios.append(figures[name] / max(float(average(plain[head])), 1e-6))
     tagged = photos.orientation >= 0
     if tagged.any() and "views" in prediction:
-        logits, _ = turn_logits(prediction["views"][tagged])
-        figures["turn_accuracy"] = float((logits.argmax(2) == np.arange(4)).mean())
+        figures["turn_accuracy"] = float(turns_right(prediction["views"][tagged]).mean())
         ratios.append((1 - figures["turn_accuracy"]) / 0.75)
     return {**figures, "score": statistics.fmean(ratios) if ratios else math.inf}
 
