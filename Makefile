@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY := PASSIVE  # threads that wait do not spin: kinder to a 
 demo: .venv/base  ## rendered photos → table → depth → two models → report, no download needed
 	$(PY) data/demo/prepare.py
 	$(PY) exif_extractor.py $(DEMO)
-	$(PY) depth_map_generator.py $(DEMO) --depth-model demo --input-size 364
+	$(PY) depth_map_generator.py $(DEMO) --depth-model demo --input-size 252
 	$(PY) gps_orientation_trainer.py $(DEMO) $(MODELS) --backbone tf_efficientnet_lite0 --mode frozen
 	$(PY) evaluate_gps_model.py $(DEMO) $(MODELS) --output-dir evaluation/demo
 

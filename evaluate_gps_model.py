@@ -86,7 +86,7 @@ def held_out_answers(
     known_photos, tested = photos.take(train["rows"]), photos.take(test["rows"])
     validation = predict("val")
     k = trainer.choose_knn(
-        validation["trunk"], train["trunk"], known_photos, photos.take(validation["rows"])
+        [(validation["trunk"], train["trunk"], known_photos, photos.take(validation["rows"]))]
     )
     trivial = trainer.trivial_answers(known_photos)
     found = {

@@ -25,6 +25,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from density import cell_centres, stop, sweep_temporaries, write_atomically
+
 if TYPE_CHECKING:  # imported where they are used: starting up must cost less than reading
     import numpy as np
     import pandas as pd
@@ -506,7 +508,7 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
         return
     places = _item_places(meta, *parts[b"iloc"])
     start, end = parts[b"iinf"]
-    for kind, at, stop in _boxes(meta, start + (8 if meta[start] else 6), end):
+    for kind, at, past in _boxes(meta, start + (8 if meta[start] else 6), end):
         wide = 4 if meta[at] > 2 else 2  # bytes of an item number
         sort = meta[at + 6 + wide : at + 10 + wide]
         method, offset, size = places.get(_uint(meta, at + 4, wide), (None, 0, 0))
@@ -519,7 +521,7 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
             photo.exif = photo.exif or _exif_block(
                 place.part(4 + _uint(place.at(0, 4), 0, 4), size)
             )
-        elif sort == b"mime" and b"rdf+xml" in meta[at:stop]:
+        elif sort == b"mime" and b"rdf+xml" in meta[at:past]:
             photo.xmp = photo.xmp or place.at(0, MAX_XMP_BYTES)
 
 
@@ -547,7 +549,7 @@ def _item_places(meta: bytes, at: int, end: int) -> dict[int, tuple[int, int, in
 
 def _read_properties(meta: bytes, start: int, end: int, primary: int, photo: Photo) -> None:
     """Size (ispe, clap), quarter turns (irot) and mirror (imir) of the primary item."""
-    parts = {kind: (begin, stop) for kind, begin, stop in _boxes(meta, start, end)}
+    parts = {kind: (begin, past) for kind, begin, past in _boxes(meta, start, end)}
     if b"ipco" not in parts or b"ipma" not in parts:
         return
     properties = list(_boxes(meta, *parts[b"ipco"]))
@@ -1214,7 +1216,6 @@ def complete_rows(rows: list[tuple[str, dict]], round_km: float) -> list[dict]:
 
 
 def _coarsen(rows: list[dict], round_km: float) -> None:
-    from density import cell_centres
 
     lats, lons = cell_centres(
         [row["gps_latitude"] for row in rows], [row["gps_longitude"] for row in rows], round_km
@@ -1390,8 +1391,6 @@ def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
     Rows may come from a generator: memory does not grow with their number. A text cell of the CSV
     that a spreadsheet would run as a formula gets a leading apostrophe.
     """
-    from density import write_atomically
-
     data_dir = Path(data_dir)
     with (
         write_atomically(data_dir / "exif_data.json", "w", encoding="utf-8", newline="\n") as table,
@@ -1427,8 +1426,6 @@ def read_table(data_dir: str | Path, image_dir: str | Path | None = None) -> "pd
     """
     import pandas as pd
 
-    from density import stop
-
     path = Path(data_dir, "exif_data.json")
     again = f"python exif_extractor.py --data-dir {data_dir}" + (
         f" --image-dir {image_dir}" if image_dir else ""
@@ -1454,8 +1451,6 @@ def read_table(data_dir: str | Path, image_dir: str | Path | None = None) -> "pd
 
 def write_geojson(data_dir: str | Path) -> Path:
     """Write the positions of the table as points (RFC 7946), for QGIS or geojson.io."""
-    from density import write_atomically
-
     path = Path(data_dir, "exif_data.geojson")
     with write_atomically(path, "w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
@@ -1645,8 +1640,6 @@ def extract(
     which the next one goes on.
     """
     if any(data_dir.glob(".exif_data*.tmp")):  # a killed run's; the search below it takes long
-        from density import sweep_temporaries
-
         sweep_temporaries(data_dir)
     table, state_file = data_dir / "exif_data.json", data_dir / ".exif_data.state.json"
     names, disk, raw, collisions = scan(image_dir)
@@ -1667,7 +1660,6 @@ def extract(
         result = _rebuild(names, paths, data_dir, known, settings, workers)
         about = table.stat()
         state = settings | {"size": about.st_size, "mtime_ns": about.st_mtime_ns, "summary": result}
-        from density import write_atomically
 
         with write_atomically(state_file, "w", encoding="utf-8") as file:
             json.dump(state, file)
@@ -1839,18 +1831,12 @@ def main(argv: list[str] | None = None) -> int:
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
     if not image_dir.is_dir():
-        _stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
+        stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
     if args.workers < 1 or not 0 <= args.round_km < 1000:
-        _stop("--workers must be at least 1, --round-km between 0 and 1000")
+        stop("--workers must be at least 1, --round-km between 0 and 1000")
     result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
     report(result, data_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
-
-
-def _stop(message: str) -> None:
-    from density import stop  # imports numpy, which a run without errors can do later
-
-    stop(message)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
 BATCH_SIZE = None  # photos per step; None = 64 frozen, 8 fine-tuning; halved when CUDA runs out
 LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning
 WEIGHT_DECAY = 0.05  # of AdamW
-PATIENCE = 15  # epochs without a better validation score before training stops
+PATIENCE = None  # epochs without a better validation score; None = 5 frozen, 15 fine-tuning
 SPLIT = "grouped"  # grouped (nearby photos and bursts stay together) or random (flatters)
 FOLDS = None  # cross-validation; None = 5 frozen, one 70/15/15 split fine-tuning
 GALLERY = True  # keep features and positions of the training photos: better, less private
@@ -62,14 +62,13 @@ PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
 # ------------------------------------------------------------------------
 
-FORMAT = 1  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 2  # of the checkpoint; raised when an older one can no longer be read
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
 HEADS = ("gps", "time", "orientation", "altitude")
 NEIGHBOURS = 64  # of the gallery that enter a prediction
-LIGHT_GRID = 4  # cells per side of the raster whose colours are features themselves
-LIGHT = 2 * 3 * LIGHT_GRID**2  # mean and spread of three channels in each cell
+LEVELS = 5  # feature maps, first to last, whose mean and spread are features too
 DEPTH_WEIGHT = 0.3  # of depth features beside RGB's: at 1 the demo's position error was 1/4 larger
 GRID = 2  # cells per side of the features that the orientation head reads
 CACHE_ROWS = 32  # photos whose features are written to disk together
@@ -281,13 +280,14 @@ class GPSPredictionNet(nn.Module):
         self.rgb_branch = create_backbone(backbone, 3)
         self.depth_branch = create_backbone(backbone, 1) if use_depth else None
         channels = self.rgb_branch.num_features
-        blocks = [2 * channels, LIGHT] + [2 * channels] * use_depth
-        self.heads = PredictionHeads(blocks, GRID * GRID * channels, hidden)
+        blocks = [2 * channels, *(2 * width for width in level_widths(self.rgb_branch))]
+        blocks += [2 * channels] * use_depth
+        self.heads = PredictionHeads(blocks, GRID * GRID * channels, hidden, use_depth)
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pooled = [pooled_features(self.rgb_branch, batch["rgb"]), light_features(batch["rgb"])]
+        pooled = [rgb_features(self.rgb_branch, batch["rgb"])]
         if self.depth_branch is not None:
-            pooled.append(pooled_features(self.depth_branch, batch["depth"]))
+            pooled.append(depth_features(self.depth_branch, batch["depth"]))
         grid = grid_features(self.rgb_branch, batch["view"])
         return self.heads({"pooled": torch.cat(pooled, dim=1), "grid": grid})
 
@@ -300,9 +300,10 @@ class PredictionHeads(nn.Module):
     orientation head reads the RGB grid alone: the depth of a turned photo is not the turned depth.
     """
 
-    def __init__(self, blocks: list[int], grid: int, hidden: int) -> None:
+    def __init__(self, blocks: list[int], grid: int, hidden: int, use_depth: bool = False) -> None:
         super().__init__()
-        self.blocks, pooled = blocks, sum(blocks)  # of `pooled`: RGB, light and perhaps depth
+        self.blocks, pooled = blocks, sum(blocks)  # of `pooled`: RGB, its levels, perhaps depth
+        self.block_weights = [1.0] * (len(blocks) - use_depth) + [DEPTH_WEIGHT] * use_depth
         for name, size in (("pooled", pooled), ("grid", grid)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -311,32 +312,27 @@ class PredictionHeads(nn.Module):
         self.bend = nn.Sequential(
             nn.Dropout(0.5), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, hidden)
         )
-        self.gps = nn.Linear(hidden + LIGHT, 2)
-        self.time = nn.Linear(hidden + LIGHT, 2)
-        self.altitude = nn.Linear(hidden + LIGHT, 1)
+        self.gps = nn.Linear(hidden, 2)
+        self.time = nn.Linear(hidden, 2)
+        self.altitude = nn.Linear(hidden, 1)
         self.orientation = nn.Linear(hidden, len(ORIENTATION_CLASSES))
         self.dropout = nn.Dropout(0.5)
         for layer in (self.bend[-1], self.gps, self.time, self.altitude, self.orientation):
             nn.init.zeros_(layer.weight)  # starts as the trivial answer: the centre, the mean
             nn.init.zeros_(layer.bias)
 
-    def read(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Trunk (B, hidden), and what the heads read (B, hidden + LIGHT): the trunk and, once
-        more and by itself, the light, which says the hour better than what it falls on."""
-        scaled = (pooled.float() - self.pooled_mean) / self.pooled_std
-        axes = self.pooled_axes(scaled)
-        trunk = axes + self.bend(axes)
-        light = scaled[:, self.blocks[0] : self.blocks[0] + LIGHT]
-        alike = math.sqrt(axes.shape[1] * len(self.blocks) / scaled.shape[1])  # as one block's axes
-        return trunk, torch.cat([trunk, light * alike], dim=1)
+    def read(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The trunk (B, hidden): principal axes, bent by what training adds to them."""
+        axes = self.pooled_axes((pooled.float() - self.pooled_mean) / self.pooled_std)
+        return axes + self.bend(axes)
 
     def forward(self, features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**self.answer(features["pooled"]), "orientation": self.orient(features["grid"])}
 
     def answer(self, pooled: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs of all heads but orientation, from pooled features (B, F)."""
-        trunk, read = self.read(pooled)
-        used = self.dropout(read)
+        trunk = self.read(pooled)
+        used = self.dropout(trunk)
         return {
             "gps": self.gps(used),
             "time": self.time(used),
@@ -361,38 +357,26 @@ class PredictionHeads(nn.Module):
             values = torch.from_numpy(np.asarray(values, np.float32))
             mean, std = values.mean(0), values.std(0, correction=0) + 1e-3
             if name == "pooled":
-                sizes = torch.tensor(self.blocks)
-                share = (sizes * len(sizes) / sizes.sum()).sqrt()
-                share[2:] /= DEPTH_WEIGHT
+                sizes, weights = torch.tensor(self.blocks), torch.tensor(self.block_weights)
+                share = (sizes * len(sizes) / sizes.sum()).sqrt() / weights
                 std *= share.repeat_interleave(sizes)
             layer = getattr(self, f"{name}_axes")
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(std)
-            scaled = (values - mean) / std
-            if name == "pooled":  # the light tells the hour, not the place: heads read it apart
-                scaled[:, self.blocks[0] : self.blocks[0] + LIGHT] = 0
-            axes = principal_axes(scaled, layer.out_features)
+            axes = principal_axes((values - mean) / std, layer.out_features)
             layer.weight.zero_()
             layer.weight[: len(axes)] = axes * math.sqrt(len(layer.weight) / values.shape[1])
             layer.weight.requires_grad_(False)
 
     @torch.no_grad()
-    def fit_ridge(
-        self, head: str, read: torch.Tensor, wanted: torch.Tensor, ridge: tuple[float, ...]
-    ) -> None:
-        """Set a linear head to the ridge regression of `wanted` (N, C) on what it reads (N, R).
-
-        `ridge` is the penalty of the axes and, for heads that read it, of the light; 1 weighs a
-        photo like the whole prior, infinity leaves the part out.
-        """
-        layer, middle, hidden = getattr(self, head), wanted.mean(0), self.pooled_axes.out_features
-        sizes = torch.tensor([hidden, read.shape[1] - hidden][: len(ridge)])
-        penalty = torch.tensor(ridge, dtype=torch.float64).repeat_interleave(sizes)
-        used, read = torch.isfinite(penalty), read.double()[:, torch.isfinite(penalty)]
-        square = read.T @ read / hidden + torch.diag(penalty[used])
-        weight = torch.linalg.solve(square, read.T @ (wanted - middle).double() / hidden)
-        layer.weight.zero_()
-        layer.weight[:, used] = weight.T.float()
+    def fit_ridge(self, head: str, read: torch.Tensor, wanted: torch.Tensor, ridge: float) -> None:
+        """Set a linear head to the ridge regression of `wanted` (N, C) on what it reads (N,
+        hidden); a `ridge` of 1 weighs a photo like the whole prior."""
+        layer, middle, read = getattr(self, head), wanted.mean(0), read.double()
+        square = read.T @ read / read.shape[1]
+        square.diagonal().add_(ridge)
+        goal = read.T @ (wanted - middle).double() / read.shape[1]
+        layer.weight.copy_(torch.linalg.solve(square, goal).T)
         layer.bias.copy_(middle)
 
 
@@ -420,9 +404,21 @@ def create_backbone(name: str, channels: int) -> nn.Module:
         raise ValueError(f"{name!r} is no timm model: {error}") from None
 
 
-def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Last feature map as (B, C, h, w), whatever layout the architecture uses."""
-    features = backbone.forward_features(images)
+def level_widths(backbone: nn.Module) -> list[int]:
+    """Channels of the feature levels that count as texture; raises ValueError without levels."""
+    if not hasattr(backbone, "forward_intermediates"):
+        raise ValueError(f"{type(backbone).__name__} does not give its intermediate feature maps")
+    return [backbone.feature_info[level]["num_chs"] for level in spread_levels(backbone)]
+
+
+def spread_levels(backbone: nn.Module) -> list[int]:
+    """Indices of at most LEVELS feature levels, evenly from the first to the last."""
+    count = len(backbone.feature_info)
+    return np.linspace(0, count - 1, min(count, LEVELS)).round().astype(int).tolist()
+
+
+def as_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Last features of a backbone as (B, C, h, w), whatever layout the architecture uses."""
     if features.ndim == 3:  # transformer tokens, class and register tokens first
         tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
         side = math.isqrt(tokens.shape[1])
@@ -432,25 +428,38 @@ def feature_map(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def pooled_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """Mean and generalised-mean (p = 3, Radenović 2018) pooled features side by side, (B, 2C)."""
-    features = feature_map(backbone, images).float().flatten(2)
+def pool(features: torch.Tensor) -> torch.Tensor:
+    """Mean and generalised mean (p = 3, Radenović 2018) of maps (B, C, h, w), side by side."""
+    features = features.float().flatten(2)
     return torch.cat([features.mean(2), features.clamp(min=1e-6).pow(3).mean(2).pow(1 / 3)], 1)
 
 
-def light_features(images: torch.Tensor) -> torch.Tensor:
-    """Mean and spread of the colours on a coarse raster, (B, LIGHT): the light of the hour, to
-    which networks trained to name objects are blind."""
-    images = images.float()
-    mean = F.adaptive_avg_pool2d(images, LIGHT_GRID)
-    square = F.adaptive_avg_pool2d(images.square(), LIGHT_GRID)
-    spread = (square - mean.square()).clamp(min=0).sqrt()
-    return torch.cat([mean.flatten(1), spread.flatten(1)], dim=1)
+def rgb_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Pooled last features, then mean and spread of each level's channels (B, F).
+
+    Means and spreads of early feature maps are what makes a texture or a style (Huang & Belongie
+    2017): ground, plants and light of the hour, to which the last layer has grown blind.
+    """
+    images = images.contiguous(memory_format=torch.channels_last)  # much faster on a CPU
+    last, levels = backbone.forward_intermediates(images, indices=spread_levels(backbone))
+    found = [pool(as_map(backbone, last))]
+    for level in levels:
+        level = level.float().flatten(2)
+        found += [level.mean(2), level.std(2, correction=0)]
+    return torch.cat(found, dim=1)
+
+
+def depth_features(backbone: nn.Module, depth: torch.Tensor) -> torch.Tensor:
+    """Pooled last features of depth maps (B, 1, S, S), (B, 2C)."""
+    depth = depth.contiguous(memory_format=torch.channels_last)
+    return pool(as_map(backbone, backbone.forward_features(depth)))
 
 
 def grid_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Features averaged on a GRID × GRID raster, flattened (B, GRID²·C): what is where."""
-    return F.adaptive_avg_pool2d(feature_map(backbone, images).float(), GRID).flatten(1)
+    images = images.contiguous(memory_format=torch.channels_last)
+    features = as_map(backbone, backbone.forward_features(images))
+    return F.adaptive_avg_pool2d(features.float(), GRID).flatten(1)
 
 
 def decode_gps(output: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
@@ -699,20 +708,24 @@ class StoredFeatures:
         return np.memmap(self.cache.data, np.float16, "r", shape=shape)[self.rows[photos], columns]
 
 
+def rgb_width(network: GPSPredictionNet) -> int:
+    """How many of the numbers that the trunk reads come from RGB."""
+    return sum(network.heads.blocks[: 1 + len(level_widths(network.rgb_branch))])
+
+
 def file_key(path: Path) -> tuple[int, int]:
     return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def cached_rgb(network, photos: Photos, folder: Path, size: int, precision) -> FeatureCache:
-    """Make sure that every photo has its row: pooled features (2C), light, six grids."""
+    """Make sure that every photo has its row: what the trunk reads of RGB, then six grids."""
     backbone = network.rgb_branch
-    width = backbone.num_features * (2 + 6 * GRID * GRID) + LIGHT
+    width = rgb_width(network) + len(ORIENTATION_CLASSES) * network.heads.grid_mean.numel()
     cache = FeatureCache(folder, width)
 
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         grids = grid_features(backbone, inputs["views"].flatten(0, 1))
-        pooled = [pooled_features(backbone, inputs["rgb"]), light_features(inputs["rgb"])]
-        return torch.cat([*pooled, grids.reshape(len(pooled[0]), -1)], dim=1)
+        return torch.cat([rgb_features(backbone, inputs["rgb"]), grids.reshape(1, -1)], dim=1)
 
     def load(i: int) -> dict[str, torch.Tensor]:
         return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
@@ -731,7 +744,7 @@ def cached_depth(network, photos: Photos, folder: Path, size: int, precision, da
         return {"depth": depth_input(load_depth_map(maps[i]), size)}
 
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        return pooled_features(backbone, inputs["depth"])
+        return depth_features(backbone, inputs["depth"])
 
     keys = [(name, *file_key(file)) for name, file in zip(photos.names, maps, strict=True)]
     return fill_cache(cache, keys, load, features, precision, "depth features")
@@ -1187,22 +1200,29 @@ def knn_answers(queries, gallery, photos: Photos, k: dict[str, int]) -> dict[str
     return answers
 
 
-def choose_knn(queries, gallery, photos: Photos, validation: Photos) -> dict[str, int]:
-    """The k of KNN_SIZES with the least validation error, for each head (gps: mean log error)."""
-    errors = {}
-    for k in KNN_SIZES:
-        found = knn_answers(queries, gallery, photos, dict.fromkeys(HEADS, k))
-        errors[k] = answer_errors(found, validation)
-        errors[k]["gps"] = np.log(np.maximum(errors[k]["gps"], 1e-3))
+def choose_knn(rehearsals: list[tuple]) -> dict[str, int]:
+    """The k of KNN_SIZES with the least validation error, for each head (gps: mean log error), over
+    rehearsals of (validation features, training features, training photos, validation photos)."""
+    chosen = {}
+    for head in ("gps", "time", "altitude"):
+        costs = []
+        for k in KNN_SIZES:
+            errors = [
+                answer_errors(knn_answers(queries, gallery, photos, dict.fromkeys(HEADS, k)), asked)
+                for queries, gallery, photos, asked in rehearsals
+            ]
+            costs.append(mean_error(head, np.concatenate([e[head] for e in errors])))
+        chosen[head] = KNN_SIZES[int(np.argmin(costs))]
+    return chosen
 
-    def mean_error(head: str, k: int) -> float:
-        known = errors[k][head][np.isfinite(errors[k][head])]
-        return known.mean() if len(known) else 0.0
 
-    return {
-        head: min(KNN_SIZES, key=lambda k: mean_error(head, k))
-        for head in ("gps", "time", "altitude")
-    }
+def mean_error(head: str, errors: np.ndarray) -> float:
+    """What choices are made by: the mean error where it is known, for positions its logarithm
+    (from 1 m up), so that a few photos of far places do not decide; 0 without any."""
+    known = errors[np.isfinite(errors)]
+    if head == "gps":
+        known = np.log(np.maximum(known, 1e-3))
+    return float(known.mean()) if len(known) else 0.0
 
 
 # ---------------------------------------------------------------- frozen: heads on cached features
@@ -1267,180 +1287,227 @@ class FrozenData:
         return {k: np.concatenate(v) for k, v in found.items() if v}
 
 
-RIDGES = tuple((r,) for r in (0.1, 0.3, 1.0, 3.0, 10.0))  # tried as a start, orientation
-LIGHT_RIDGES = tuple(  # the same for the others: of the axes and of the light by itself
-    (axes, light)
-    for axes in (0.1, 0.3, 1.0, 3.0, math.inf)
-    for light in (0.03, 0.1, 0.3, 1.0, math.inf)
-    if min(axes, light) < math.inf
-)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
+FEW_FOR_CHOICES = 2000  # with fewer training photos, choices are made on every other fold in turn
 
 
-def start_heads(data: "FrozenData", rows: np.ndarray, normalisation, hidden: int):
-    """Fresh heads on principal axes, and a function that sets one head to a ridge regression.
+class HeadTrainer:
+    """Heads on the frozen features of the photos `rows`.
 
-    A closed form beats gradient descent from random weights when photos are few and features
-    many; training then starts from it and is kept only where validation gains.
+    They start as ridge regressions on principal axes: a closed form beats gradient descent from
+    random weights when photos are few and features many. Training goes on from there for as many
+    epochs as validation asks for, which may be none.
     """
-    photos = data.photos
-    heads = PredictionHeads(data.blocks, data.grid, hidden)
-    seen = rows[photos.orientation[rows] >= 0]
-    seen = seen[:: max(1, len(seen) * 6 // 3000)] if len(seen) else rows[:1]
-    shown = np.repeat(seen, len(ORIENTATION_CLASSES))
-    views = np.tile(np.arange(len(ORIENTATION_CLASSES)), len(seen))
-    grids = data.grids(shown, views)
-    heads.fit_axes(pooled=data.pooled[rows[:: max(1, len(rows) // 4000)]], grid=grids.numpy())
-    pooled = torch.from_numpy(data.pooled[rows].astype(np.float32))
-    read = heads.read(pooled)[1].detach()
-    turned = heads.grid_axes((grids.float() - heads.grid_mean) / heads.grid_std)
-    labels = photos.take(rows)
-    wanted = {
-        "gps": encode_gps(labels.lat, labels.lon, normalisation),
-        "time": time_point(labels.minutes),
-        "altitude": normalisation.altitude_target(labels.altitude)[:, None],
-    }
 
-    def fit(head: str, ridge: tuple[float, ...]) -> None:
-        if head == "orientation":
-            goal = F.one_hot(torch.from_numpy(views), len(ORIENTATION_CLASSES)).double()
-            heads.fit_ridge(head, turned, LOGIT_SCALE * goal, ridge)
-            return
-        known = np.isfinite(wanted[head][:, 0])
+    def __init__(self, data: FrozenData, rows: np.ndarray, precision, options: dict, seed: int):
+        torch.manual_seed(seed)
+        self.data, self.rows, self.precision = data, rows, precision
+        self.options, self.seed = options, seed
+        self.photos = data.photos.take(rows)
+        self.normalisation = Normalisation.fit(self.photos)
+        self.trivial = trivial_answers(self.photos)
+        self.heads = PredictionHeads(
+            data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
+        )
+        seen = rows[self.photos.orientation >= 0]
+        seen = seen[:: max(1, len(seen) * 6 // 3000)] if len(seen) else rows[:1]
+        views = np.tile(np.arange(len(ORIENTATION_CLASSES)), len(seen))
+        grids = data.grids(np.repeat(seen, len(ORIENTATION_CLASSES)), views).float()
+        some = rows[:: max(1, len(rows) // 4000)]
+        self.heads.fit_axes(pooled=data.pooled[some], grid=grids.numpy())
+        heads, classes = self.heads, len(ORIENTATION_CLASSES)
+        with torch.no_grad():
+            self.read = heads.read(torch.from_numpy(data.pooled[rows].astype(np.float32)))
+            self.turned = heads.grid_axes((grids - heads.grid_mean) / heads.grid_std)
+        self.wanted = {
+            "gps": encode_gps(self.photos.lat, self.photos.lon, self.normalisation),
+            "time": time_point(self.photos.minutes),
+            "altitude": self.normalisation.altitude_target(self.photos.altitude)[:, None],
+            "orientation": LOGIT_SCALE * np.eye(classes)[views],
+        }
+        self.untrained = clone_state(heads.bend)
+
+    def start(self, head: str, ridge: float) -> None:
+        """Set one head to a ridge regression."""
+        wanted, read = self.wanted[head], self.turned if head == "orientation" else self.read
+        known = np.isfinite(wanted[:, 0])
         if known.any():
-            heads.fit_ridge(head, read[known], torch.from_numpy(wanted[head][known]), ridge)
+            self.heads.fit_ridge(head, read[known], torch.from_numpy(wanted[known]), ridge)
 
-    return heads, fit
+    def train(self, ridges: dict[str, float], epochs: int, validation=None) -> list[dict]:
+        """Start all heads and train them for so many epochs; returns the epochs' figures. With
+        validation photos it may end earlier and the figures hold their score, epoch 0 first."""
+        torch.manual_seed(self.seed)
+        self.heads.bend.load_state_dict(self.untrained)
+        for head in HEADS:
+            self.start(head, ridges[head])
+        self.heads.to(self.precision.device)
+        history: list[dict] = []
+        options = self.options
+        fit(
+            self.heads,
+            self.data.batches(
+                self.rows,
+                targets_of(self.data.photos, self.normalisation),
+                options["batch_size"],
+                self.seed,
+            ),
+            None if validation is None else lambda: self.figures(validation),
+            self.normalisation,
+            self.precision,
+            epochs=epochs,
+            batch_size=options["batch_size"],
+            learning_rate=options["learning_rate"],
+            weight_decay=options["weight_decay"],
+            patience=options["patience"],
+            on_epoch=lambda row, state: history.append(row),
+        )
+        return history
 
+    def predict(self, rows: np.ndarray, views: bool = True) -> dict[str, np.ndarray]:
+        return self.data.predict(self.heads, rows, self.precision.device, views)
 
-def train_heads(
-    data: FrozenData,
-    rows: np.ndarray,
-    validation: np.ndarray | None,
-    precision,
-    options: dict,
-    seed: int,
-    epochs: int,
-    ridges: dict[str, tuple] | None = None,
-):
-    """Train heads on `rows`; returns (heads, normalisation, Fit, epochs' figures, ridges).
+    def figures(self, rows: np.ndarray) -> dict:
+        return validation_figures(
+            self.predict(rows), self.data.photos.take(rows), self.trivial, self.normalisation
+        )
 
-    With validation photos, the ridge of each head and the epoch are chosen on them; without,
-    both are given.
-    """
-    torch.manual_seed(seed)
-    photos = data.photos
-    normalisation, trivial = (
-        Normalisation.fit(photos.take(rows)),
-        trivial_answers(photos.take(rows)),
-    )
-    heads, start = start_heads(data, rows, normalisation, options["hidden"])
-    targets = targets_of(photos, normalisation)
-    history: list[dict] = []
+    def gallery(self) -> dict:
+        return gallery_of(self.predict(self.rows, views=False)["trunk"], self.photos)
 
-    def validate(views: bool = True) -> dict:
-        prediction = data.predict(heads, validation, precision.device, views)
-        return validation_figures(prediction, photos.take(validation), trivial, normalisation)
-
-    if ridges is None:
-        ridges = choose_ridges(start, validate)
-    for head in HEADS:
-        start(head, ridges[head])
-    heads.to(precision.device)
-    best = fit(
-        heads,
-        data.batches(rows, targets, options["batch_size"], seed),
-        validate if validation is not None else None,
-        normalisation,
-        precision,
-        epochs=epochs,
-        batch_size=options["batch_size"],
-        learning_rate=options["learning_rate"],
-        weight_decay=options["weight_decay"],
-        patience=options["patience"],
-        on_epoch=lambda row, state: history.append(row),
-    )
-    return heads, normalisation, best, history, ridges
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        """The features as they come, standardised, for the nearest neighbours."""
+        mean, std = (
+            getattr(self.heads, f"pooled_{name}").cpu().numpy() for name in ("mean", "std")
+        )
+        return (self.data.pooled[rows].astype(np.float32) - mean) / std
 
 
-def choose_ridges(start: Callable[[str, tuple], None], validate: Callable[..., dict]) -> dict:
-    """For each head the ridge with the least validation error, head by head."""
+def choose_ridges(trainers: list[HeadTrainer], validations: list[np.ndarray]) -> dict:
+    """For each head the ridge with the least error over all validation photos."""
     chosen = {}
-    for head, figure in (
-        ("gps", "median_km"),
-        ("time", "mean_minutes"),
-        ("altitude", "mean_m"),
-        ("orientation", "turn_accuracy"),
-    ):
-        found = {}
-        for ridge in RIDGES if head == "orientation" else LIGHT_RIDGES:
-            start(head, ridge)
-            value = validate(views=head == "orientation").get(figure, 0.0)
-            found[ridge] = -value if head == "orientation" else value
-        chosen[head] = min(found, key=found.get)
+    for head in HEADS:
+        costs = []
+        for ridge in RIDGES:
+            errors = []
+            for trainer, rows in zip(trainers, validations, strict=True):
+                trainer.start(head, ridge)
+                prediction = trainer.predict(rows, views=head == "orientation")
+                photos = trainer.data.photos.take(rows)
+                if head == "orientation":
+                    right = turns_right(prediction["views"][photos.orientation >= 0])
+                    errors.append(1.0 - right.ravel())
+                else:
+                    answers = decode(prediction, trainer.normalisation)
+                    errors.append(answer_errors(answers, photos)[head])
+            costs.append(mean_error(head, np.concatenate(errors)))
+        chosen[head] = RIDGES[int(np.argmin(costs))]
     return chosen
 
 
-def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -> dict:
-    """One fold: early stopping and every choice on the next fold, then trained again on both;
-    returns held-out answers for the photos of `fold` with baselines and what was chosen."""
-    photos, folds, seed = data.photos, int(fold_of.max()) + 1, options["seed"] * 1000 + fold
-    test = np.flatnonzero(fold_of == fold)
-    validation = np.flatnonzero(fold_of == (fold + 1) % folds)
-    train = np.flatnonzero((fold_of != fold) & (fold_of != (fold + 1) % folds))
-    common = dict(precision=precision, options=options, seed=seed)
-
-    heads, normalisation, best, history, ridges = train_heads(
-        data, train, validation, epochs=options["epochs"], **common
-    )
-    prediction = data.predict(heads, validation, precision.device)
-    gallery = gallery_of(data.predict(heads, train, precision.device)["trunk"], photos.take(train))
-    posterior = fit_posterior(
-        prediction, gallery if options["gallery"] else None, photos.take(validation), normalisation
-    )
-    scale = heads.pooled_mean.cpu().numpy(), heads.pooled_std.cpu().numpy()
-    features = (data.pooled.astype(np.float32) - scale[0]) / scale[1]
-    k = choose_knn(
-        features[validation], features[train], photos.take(train), photos.take(validation)
-    )
-
-    known = np.concatenate([train, validation])
-    heads, normalisation, *_ = train_heads(
-        data, known, None, epochs=best.epoch, ridges=ridges, **common
-    )
-    gallery = gallery_of(data.predict(heads, known, precision.device)["trunk"], photos.take(known))
-    answers = answers_of(
-        data.predict(heads, test, precision.device),
-        gallery if options["gallery"] else None,
-        posterior,
-        normalisation,
-    )
-    trivial = trivial_answers(photos.take(known))
+def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, seed: int) -> dict:
+    """Make every choice without the photos of `fold`: train without one more fold, validate on
+    it; with few photos each of the others is left out in turn and the choice is made on all."""
+    folds = int(fold_of.max()) + 1
+    left_out = [(fold + k) % folds for k in range(1, folds)]
+    if (fold_of != fold).sum() > FEW_FOR_CHOICES:
+        left_out = left_out[:1]
+    validations = [np.flatnonzero(fold_of == other) for other in left_out]
+    trainers = [
+        HeadTrainer(
+            data,
+            np.flatnonzero((fold_of != fold) & (fold_of != other)),
+            precision,
+            options,
+            seed,
+        )
+        for other in left_out
+    ]
+    pairs = list(zip(trainers, validations, strict=True))
+    ridges = choose_ridges(trainers, validations)
+    histories = [trainer.train(ridges, options["epochs"], rows) for trainer, rows in pairs]
+    epochs = range(min(map(len, histories)))
+    epoch = min(epochs, key=lambda e: sum(history[e]["score"] for history in histories))
+    for trainer in trainers:
+        trainer.train(ridges, epoch)
+    photos = data.photos
     return {
-        "rows": test,
-        "answers": answers,
-        "trivial": {key: np.full(len(test), value) for key, value in trivial.items()},
-        "knn_errors": answer_errors(
-            knn_answers(features[test], features[known], photos.take(known), k), photos.take(test)
-        ),  # not its answers: they are positions of training photos
-        "posterior": posterior,
-        "prior": np.tile(normalisation.orientation_prior, (len(test), 1)),
-        "epoch": best.epoch,
         "ridges": ridges,
-        "history": [{"fold": fold + 1, **row} for row in history],
-        "figures": history[best.epoch],
+        "epoch": epoch,
+        "figures": mean_figures([history[epoch] for history in histories]),
+        "history": [
+            {"fold": fold + 1, "left_out": other + 1, **row}
+            for other, history in zip(left_out, histories, strict=True)
+            for row in history
+        ],
+        "posterior": fit_posterior(
+            [
+                (
+                    trainer.predict(rows, views=False),
+                    trainer.gallery() if options["gallery"] else None,
+                    photos.take(rows),
+                    trainer.normalisation,
+                )
+                for trainer, rows in pairs
+            ]
+        ),
+        "k": choose_knn(
+            [
+                (
+                    trainer.scaled(rows),
+                    trainer.scaled(trainer.rows),
+                    trainer.photos,
+                    photos.take(rows),
+                )
+                for trainer, rows in pairs
+            ]
+        ),
     }
 
 
-def fit_posterior(prediction, gallery, photos: Photos, normalisation) -> Posterior:
-    """Fit on the validation photos that have a position; without any: the head as it is."""
-    rows = np.flatnonzero(photos.placed)
-    if not len(rows):
+def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -> dict:
+    """One fold: every choice made on the other folds, then trained on all of them; returns
+    held-out answers for the photos of `fold` with baselines and what was chosen."""
+    photos, seed = data.photos, options["seed"] * 1000 + fold
+    test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+    choice = rehearse(data, fold_of, fold, precision, options, seed)
+    trainer = HeadTrainer(data, known, precision, options, seed)
+    trainer.train(choice["ridges"], choice["epoch"])
+    answers = answers_of(
+        trainer.predict(test),
+        trainer.gallery() if options["gallery"] else None,
+        choice["posterior"],
+        trainer.normalisation,
+    )
+    knn = knn_answers(trainer.scaled(test), trainer.scaled(known), trainer.photos, choice["k"])
+    return {
+        **choice,
+        "rows": test,
+        "answers": answers,
+        "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
+        "knn_errors": answer_errors(knn, photos.take(test)),  # its answers are training positions
+        "prior": np.tile(trainer.normalisation.orientation_prior, (len(test), 1)),
+    }
+
+
+def fit_posterior(rehearsals: list[tuple]) -> Posterior:
+    """Fit on the validation photos with a position of rehearsals of (prediction, gallery, photos,
+    normalisation); without any: the head as it is."""
+    parts = []
+    for prediction, gallery, photos, normalisation in rehearsals:
+        rows = np.flatnonzero(photos.placed)
+        answers = decode(prediction, normalisation)
+        head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
+        near = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
+        truth = density.unit_vectors(photos.lat[rows], photos.lon[rows])
+        parts.append((head, *near, truth))
+    normalisation = rehearsals[0][3]
+    least = min(part[1].shape[1] for part in parts)  # neighbours: galleries may be of any size
+    head, similar, places, truth = (np.concatenate(column) for column in zip(
+        *((h, s[:, :least], p[:, :least], t) for h, s, p, t in parts), strict=True))  # fmt: skip
+    if not len(truth):
         return Posterior(0.1, normalisation.spread_km, 1.0, normalisation.spread_km, "mode")
-    similar, places = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
-    answers = decode(prediction, normalisation)
-    head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
-    truth = density.unit_vectors(photos.lat[rows], photos.lon[rows])
     return Posterior.fit(head, similar, places, truth, normalisation)
 
 
@@ -1467,22 +1534,15 @@ def train_frozen(
 
     epochs = int(statistics.median_low(r["epoch"] for r in results))
     everything = np.arange(len(photos))
-    ridges = {
-        head: tuple(
-            map(statistics.median_low, zip(*(r["ridges"][head] for r in results), strict=True))
-        )
-        for head in HEADS
-    }
-    heads, normalisation, *_ = train_heads(
-        data, everything, None, precision, options, options["seed"] * 1000 + 999, epochs, ridges
-    )
-    network.heads = heads
-    trunk = data.predict(heads, everything, precision.device)["trunk"]
+    ridges = {head: statistics.median_low(r["ridges"][head] for r in results) for head in HEADS}
+    trainer = HeadTrainer(data, everything, precision, options, options["seed"] * 1000 + 999)
+    trainer.train(ridges, epochs)
+    network.heads = trainer.heads
     return {
-        "normalisation": vars(normalisation),
+        "normalisation": vars(trainer.normalisation),
         "posterior": middle_posterior([r["posterior"] for r in results]),
         "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
-        "gallery": gallery_of(trunk, photos) if options["gallery"] else None,
+        "gallery": trainer.gallery() if options["gallery"] else None,
         "held_out": in_order(results, len(photos)),
         "epoch": epochs,
         "metrics": mean_figures([r["figures"] for r in results]),
@@ -1507,7 +1567,7 @@ def frozen_features(photos, inputs, network, paths, precision, options):
     if len(kept) < LEAST_PHOTOS:
         density.stop(f"only {len(kept)} photos could be read, at least {LEAST_PHOTOS} are needed")
     rgb, every = rgb.take(kept), np.arange(len(kept))
-    first = 2 * network.rgb_branch.num_features + LIGHT
+    first = rgb_width(network)
     pooled = rgb.read(every, slice(0, first))
     if depth is not None:
         pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
@@ -1695,7 +1755,7 @@ def train_finetune(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    posterior = fit_posterior(found, gallery, photos.take(found["rows"]), normalisation)
+    posterior = fit_posterior([(found, gallery, photos.take(found["rows"]), normalisation)])
     names = np.select(list(parts.values()), list(parts), default="")
     return {
         "normalisation": vars(normalisation),
@@ -1798,7 +1858,7 @@ def rebuild(checkpoint: dict) -> tuple[GPSPredictionNet, Normalisation, Posterio
 def write_metrics(checkpoint_dir: Path, inputs: str, rows: list[dict]) -> None:
     """Replace the rows of one model in metrics.csv."""
     path = checkpoint_dir / "metrics.csv"
-    columns = ["inputs", "fold", "epoch", *(f"loss_{head}" for head in HEADS)]
+    columns = ["inputs", "fold", "left_out", "epoch", *(f"loss_{head}" for head in HEADS)]
     columns += ["median_km", "mean_minutes", "mean_m", "turn_accuracy", "score", "seconds"]
     kept = []
     if path.is_file():
@@ -1991,7 +2051,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--batch-size", default=BATCH_SIZE, type=int, help="(default 64 frozen, 8 fine-tuning)")
     add("--learning-rate", default=LEARNING_RATE, type=float, help="(default 1e-3 and 1e-4)")
     add("--weight-decay", default=WEIGHT_DECAY, type=float, help="of AdamW")
-    add("--patience", default=PATIENCE, type=int, help="epochs without improvement")
+    add("--patience", default=PATIENCE, type=int, help="epochs without gain (5 and 15)")
     add("--split", default=SPLIT, choices=("grouped", "random"), help="how photos are held out")
     add("--folds", default=FOLDS, type=int, help="cross-validation of frozen mode (default 5)")
     add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' positions")
@@ -2029,10 +2089,15 @@ def main(argv: list[str] | None = None) -> int:
 def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
     """The settings that the result depends on, with None and auto replaced by the mode's values."""
     frozen = args.mode == "frozen" or (args.mode == "auto" and precision.device.type != "cuda")
-    by_mode = {"epochs": (60, 40), "batch_size": (64, 8), "learning_rate": (1e-3, 1e-4)}
+    by_mode = {
+        "epochs": (60, 40),
+        "batch_size": (64, 8),
+        "learning_rate": (1e-3, 1e-4),
+        "patience": (5, 15),
+    }
     options = {
         name: getattr(args, name)
-        for name in ("split", "weight_decay", "patience", "gallery", "seed", "pretrained")
+        for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
     }
     for name, (when_frozen, otherwise) in by_mode.items():
         given = getattr(args, name)

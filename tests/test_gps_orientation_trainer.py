@@ -348,10 +348,7 @@ def test_vit_tokens_become_the_map_in_reading_order():
     class Tokens(nn.Module):
         num_prefix_tokens, num_features = 1, 5
 
-        def forward_features(self, images):
-            return torch.arange(2 * 10 * 5.0).reshape(2, 10, 5)
-
-    found = trainer.feature_map(Tokens(), torch.zeros(2, 3, 8, 8))
+    found = trainer.as_map(Tokens(), torch.arange(2 * 10 * 5.0).reshape(2, 10, 5))
     assert found.shape == (2, 5, 3, 3)
     assert found[0, 0].flatten().tolist() == [5.0 * token for token in range(1, 10)]
 
@@ -364,7 +361,7 @@ def test_pooling_against_numpy():
             return images
 
     images = torch.rand(3, 4, 6, 6)
-    pooled = trainer.pooled_features(Same(), images).numpy()
+    pooled = trainer.depth_features(Same(), images).numpy()
     flat = images.numpy().reshape(3, 4, 36)
     assert pooled[:, :4] == pytest.approx(flat.mean(2), rel=1e-5)
     assert pooled[:, 4:] == pytest.approx((flat**3).mean(2) ** (1 / 3), rel=1e-5)
@@ -373,24 +370,57 @@ def test_pooling_against_numpy():
     assert grid == pytest.approx(quarters, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
+def test_levels_give_mean_and_spread_of_every_channel(name):
+    backbone = trainer.create_backbone(name, 3).eval()
+    images = torch.rand(2, 3, 160, 160)
+    widths = trainer.level_widths(backbone)
+    assert 1 < len(widths) <= trainer.LEVELS
+    with torch.inference_mode():
+        found = trainer.rgb_features(backbone, images)
+        levels = backbone.forward_intermediates(images, intermediates_only=True)
+    assert found.shape == (2, 2 * backbone.num_features + 2 * sum(widths))
+    first = levels[trainer.spread_levels(backbone)[0]].flatten(2)
+    start = 2 * backbone.num_features
+    expected = torch.cat([first.mean(2), first.std(2, correction=0)], 1)
+    assert torch.allclose(found[:, start : start + 2 * widths[0]], expected, atol=1e-5)
+    # The channels' statistics do not ask where something is, up to the padding at the edges.
+    shifted = trainer.rgb_features(backbone, torch.roll(images, 32, 3))
+    assert torch.allclose(shifted[:, start : start + 2 * widths[0]], expected, atol=0.05)
+
+
+def test_a_backbone_without_levels_is_refused():
+    with pytest.raises(ValueError, match="intermediate"):
+        trainer.level_widths(nn.Identity())
+
+
 def test_axes_are_principal_and_of_order_one():
     rng = np.random.default_rng(0)
-    heads = trainer.PredictionHeads([4, trainer.LIGHT], 3, 8)
+    heads = trainer.PredictionHeads([4, 96, 50], 3, 8, use_depth=True)
     colours = rng.normal(50, 9, (200, 2)) @ rng.normal(0, 1, (2, 4)) + rng.normal(0, 0.1, (200, 4))
-    pooled = np.hstack([colours, rng.normal(0, 1, (200, trainer.LIGHT))])
+    pooled = np.hstack([colours, rng.normal(0, 1, (200, 146))])
     heads.fit_axes(pooled=pooled, grid=np.full((200, 3), 7.0))
     scaled = (torch.from_numpy(pooled).float() - heads.pooled_mean) / heads.pooled_std
-    blocks = scaled.square().sum(0).split([4, trainer.LIGHT])
+    blocks = [float(b.square().sum()) for b in scaled.split([4, 96, 50], dim=1)]
     assert scaled.mean(0).abs().max() < 1e-3
-    assert float(blocks[0].sum()) == pytest.approx(
-        float(blocks[1].sum()), rel=0.02
-    )  # each block counts alike
+    assert blocks[0] == pytest.approx(blocks[1], rel=0.02)  # each block counts alike, depth less
+    assert blocks[2] == pytest.approx(blocks[1] * trainer.DEPTH_WEIGHT**2, rel=0.02)
     axes = heads.pooled_axes(scaled).detach().numpy()
     covariance = axes.T @ axes / len(axes)
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3 * covariance.max()
-    assert (heads.pooled_axes.weight[:, 4:] == 0).all()  # the light is read apart
-    same = heads({"pooled": torch.zeros(1, 4 + trainer.LIGHT), "grid": torch.full((1, 3), 7.0)})
+    same = heads({"pooled": torch.zeros(1, 150), "grid": torch.full((1, 3), 7.0)})
     assert all(torch.isfinite(v).all() for v in same.values())
+
+
+def test_ridge_start_against_the_normal_equations():
+    rng = np.random.default_rng(2)
+    heads = trainer.PredictionHeads([8], 3, 6)
+    read, wanted = rng.normal(size=(50, 6)), rng.normal(size=(50, 2)) + 3
+    heads.fit_ridge("gps", torch.from_numpy(read).float(), torch.from_numpy(wanted), 0.5)
+    square, goal = read.T @ read / 6 + 0.5 * np.eye(6), read.T @ (wanted - wanted.mean(0)) / 6
+    found = heads.gps.weight.detach().numpy().T
+    assert found == pytest.approx(np.linalg.solve(square, goal), abs=1e-5)
+    assert heads.gps.bias.detach().numpy() == pytest.approx(wanted.mean(0), abs=1e-5)
 
 
 # ---------------------------------------------------------------- pretrained weights
@@ -421,8 +451,8 @@ def test_depth_branch_sees_the_summed_colours(tmp_path):
     for key, value in network.rgb_branch.state_dict().items():
         assert torch.equal(value, source.state_dict()[key])
     grey = torch.randn(2, 1, 64, 64)
-    colour = trainer.pooled_features(network.rgb_branch, grey.repeat(1, 3, 1, 1))
-    alone = trainer.pooled_features(network.depth_branch, grey)
+    colour = trainer.depth_features(network.rgb_branch, grey.repeat(1, 3, 1, 1))
+    alone = trainer.depth_features(network.depth_branch, grey)
     assert torch.allclose(colour, alone, atol=1e-4)
 
 
@@ -850,7 +880,9 @@ def test_chosen_k_is_the_one_with_the_least_validation_error():
         120, lat=place * 3.0, lon=place * 2.0, minutes=np.full(120, 600.0), altitude=500 + noisy
     )
     known, asked = np.arange(0, 120, 2), np.arange(1, 120, 2)
-    k = trainer.choose_knn(features[asked], features[known], photos.take(known), photos.take(asked))
+    k = trainer.choose_knn(
+        [(features[asked], features[known], photos.take(known), photos.take(asked))]
+    )
     for head in ("gps", "time", "altitude"):
         error = {}
         for size in trainer.KNN_SIZES:
@@ -1111,9 +1143,12 @@ def test_metrics_of_every_epoch_are_written(trained):
     )
     for name in ("rgb", "depth"):
         for fold in (1, 2, 3):
-            epochs = rows[(rows["inputs"] == name) & (rows["fold"] == fold)]["epoch"]
-            assert epochs.tolist() == list(range(epochs[0], epochs[0] + len(epochs)))
-            assert epochs[0] in (0, 1) and len(epochs) > 1
+            of_fold = rows[(rows["inputs"] == name) & (rows["fold"] == fold)]
+            others = set(of_fold["left_out"].tolist())
+            assert others == {1, 2, 3} - {fold}  # choices are made on every other fold in turn
+            for other in others:
+                epochs = of_fold[of_fold["left_out"] == other]["epoch"]
+                assert epochs.tolist() == list(range(len(epochs))) and len(epochs) > 1
 
 
 @pytest.fixture

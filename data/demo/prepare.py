@@ -134,8 +134,8 @@ def choose_places(island, count: int, rng: np.random.Generator) -> list[tuple]:
         near = np.flatnonzero((gap > STEP_M[0]) & (gap < STEP_M[1]))
         if len(near) == 0:
             stop("the island has no room for so many places: ask for fewer photos")
-        low = len(chosen) < 0.4 * count  # the coast road first, then the tracks uphill
-        wanted = 2 + (60 if low else min(2000, heights.max() - 60)) * rng.random() ** 1.2
+        low = len(chosen) < 0.3 * count  # the coast road first, then the tracks uphill
+        wanted = 4 + (60 if low else min(2000, heights.max() - 60)) * rng.random() ** 1.2
         near = near[np.argsort(np.abs(heights[near] - wanted))[: max(1, len(near) // 8)]]
         chosen.append(int(near[np.argmax(gap[near])]))
         gap = np.minimum(gap, np.linalg.norm(points - points[chosen[-1]], axis=1))
@@ -157,7 +157,7 @@ def schedule_visits(places: int, photos: int, rng: np.random.Generator) -> list[
         sizes.append(min(int(rng.choice([1, 1, 2, 2, 2, 3, 3, 4])), photos - sum(sizes)))
     count = len(sizes)
     quantiles = (np.arange(count) + rng.random(count)) / count
-    hours = np.interp(quantiles, np.cumsum([0, 0.10, 0.68, 0.22]), [5, 7, 18.6, 22.5])
+    hours = np.interp(quantiles, np.cumsum([0, 0.10, 0.70, 0.20]), [5, 7, 18.6, 22.0])
     days = max(1, count // 6)
     first = datetime(2023, 1, 5, tzinfo=timezone(timedelta(hours=UTC_OFFSET_HOURS)))
     dates = [first + timedelta(days=int(d)) for d in np.sort(rng.choice(700, days, replace=False))]
@@ -358,7 +358,7 @@ def depth_path(output_dir: str | Path, filename: str) -> Path:
 def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, workers: int) -> int:
     """Render what is not there yet; returns how many photos were made now."""
     output_dir = Path(output_dir)
-    wanted = {"format": 5, "photos": photos, "width": width, "height": height, "seed": seed}
+    wanted = {"format": 6, "photos": photos, "width": width, "height": height, "seed": seed}
     record = output_dir / "prepared.json"
     if record.exists():
         if json.loads(record.read_text()) != wanted:
