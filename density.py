@@ -32,7 +32,7 @@ def imported_when_used(name: str):
     return module
 
 
-np = imported_when_used("numpy")  # a fifth of the extractor's start, which seldom needs it
+np = imported_when_used("numpy")  # the extractor starts sooner, and seldom needs it
 
 # ---------------------------------------------------------------- settings
 DATA_DIR = "data"  # folder with exif_data.json; the maps are written here

@@ -1316,7 +1316,7 @@ class HeadTrainer:
         grids = data.grids(np.repeat(seen, len(ORIENTATION_CLASSES)), views).float()
         some = rows[:: max(1, len(rows) // 4000)]
         self.heads.fit_axes(pooled=data.pooled[some], grid=grids.numpy())
-        heads, classes = self.heads, len(ORIENTATION_CLASSES)
+        heads = self.heads
         with torch.no_grad():
             self.read = heads.read(torch.from_numpy(data.pooled[rows].astype(np.float32)))
             self.turned = heads.grid_axes((grids - heads.grid_mean) / heads.grid_std)
@@ -1324,9 +1324,10 @@ class HeadTrainer:
             "gps": encode_gps(self.photos.lat, self.photos.lon, self.normalisation),
             "time": time_point(self.photos.minutes),
             "altitude": self.normalisation.altitude_target(self.photos.altitude)[:, None],
-            "orientation": LOGIT_SCALE * np.eye(classes)[views],
+            "orientation": LOGIT_SCALE * np.eye(len(ORIENTATION_CLASSES))[views],
         }
         self.untrained = clone_state(heads.bend)
+        heads.to(precision.device)
 
     def start(self, head: str, ridge: float) -> None:
         """Set one head to a ridge regression."""
@@ -1342,7 +1343,6 @@ class HeadTrainer:
         self.heads.bend.load_state_dict(self.untrained)
         for head in HEADS:
             self.start(head, ridges[head])
-        self.heads.to(self.precision.device)
         history: list[dict] = []
         options = self.options
         fit(
@@ -1384,26 +1384,22 @@ class HeadTrainer:
         return (self.data.pooled[rows].astype(np.float32) - mean) / std
 
 
-def choose_ridges(trainers: list[HeadTrainer], validations: list[np.ndarray]) -> dict:
-    """For each head the ridge with the least error over all validation photos."""
-    chosen = {}
-    for head in HEADS:
-        costs = []
-        for ridge in RIDGES:
-            errors = []
-            for trainer, rows in zip(trainers, validations, strict=True):
+def choose_ridges(pairs: list[tuple[HeadTrainer, np.ndarray]]) -> dict[str, float]:
+    """For each head the ridge with the least error over the validation photos of all pairs."""
+    costs = {head: [] for head in HEADS}
+    for ridge in RIDGES:
+        errors = {head: [] for head in HEADS}
+        for trainer, rows in pairs:
+            for head in HEADS:
                 trainer.start(head, ridge)
-                prediction = trainer.predict(rows, views=head == "orientation")
-                photos = trainer.data.photos.take(rows)
-                if head == "orientation":
-                    right = turns_right(prediction["views"][photos.orientation >= 0])
-                    errors.append(1.0 - right.ravel())
-                else:
-                    answers = decode(prediction, trainer.normalisation)
-                    errors.append(answer_errors(answers, photos)[head])
-            costs.append(mean_error(head, np.concatenate(errors)))
-        chosen[head] = RIDGES[int(np.argmin(costs))]
-    return chosen
+            prediction, photos = trainer.predict(rows), trainer.data.photos.take(rows)
+            found = answer_errors(decode(prediction, trainer.normalisation), photos)
+            right = turns_right(prediction["views"][photos.orientation >= 0])
+            for head, miss in {**found, "orientation": 1.0 - right.ravel()}.items():
+                errors[head].append(miss)
+        for head in HEADS:
+            costs[head].append(mean_error(head, np.concatenate(errors[head])))
+    return {head: RIDGES[int(np.argmin(costs[head]))] for head in HEADS}
 
 
 def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, seed: int) -> dict:
@@ -1413,23 +1409,16 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, see
     left_out = [(fold + k) % folds for k in range(1, folds)]
     if (fold_of != fold).sum() > FEW_FOR_CHOICES:
         left_out = left_out[:1]
-    validations = [np.flatnonzero(fold_of == other) for other in left_out]
-    trainers = [
-        HeadTrainer(
-            data,
-            np.flatnonzero((fold_of != fold) & (fold_of != other)),
-            precision,
-            options,
-            seed,
-        )
-        for other in left_out
-    ]
-    pairs = list(zip(trainers, validations, strict=True))
-    ridges = choose_ridges(trainers, validations)
+    pairs = []
+    for other in left_out:
+        train = np.flatnonzero((fold_of != fold) & (fold_of != other))
+        trainer = HeadTrainer(data, train, precision, options, seed)
+        pairs.append((trainer, np.flatnonzero(fold_of == other)))
+    ridges = choose_ridges(pairs)
     histories = [trainer.train(ridges, options["epochs"], rows) for trainer, rows in pairs]
     epochs = range(min(map(len, histories)))
     epoch = min(epochs, key=lambda e: sum(history[e]["score"] for history in histories))
-    for trainer in trainers:
+    for trainer, _ in pairs:
         trainer.train(ridges, epoch)
     photos = data.photos
     return {

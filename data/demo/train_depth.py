@@ -2,7 +2,7 @@
 
 Renders islands of other seeds than the demo's (data/cache/demo_depth), learns their exact depth,
 writes checkpoints/depth_anything_v2_demo.pth under the official key names. About an hour on two
-cores (THREADS = 2) after the rendering; the same command resumes an interrupted run.
+cores (--threads 2 --minutes 60) after the rendering; the same command resumes an interrupted run.
 
     python data/demo/train_depth.py
     python data/demo/train_depth.py --evaluate
