@@ -85,15 +85,17 @@ def held_out_answers(
     test, train = predict("test"), predict("train")
     known_photos, tested = photos.take(train["rows"]), photos.take(test["rows"])
     validation = predict("val")
-    k = trainer.choose_knn(
-        [(validation["trunk"], train["trunk"], known_photos, photos.take(validation["rows"]))]
+    near, near_validation = (
+        trainer.labelled_neighbours(part["trunk"], train["trunk"], known_photos)
+        for part in (test, validation)
     )
+    k = trainer.choose_knn([(near_validation, known_photos, photos.take(validation["rows"]))])
     trivial = trainer.trivial_answers(known_photos)
     found = {
         "answers": trainer.answers_of(test, checkpoint["gallery"], posterior, normalisation),
         "trivial": {key: np.full(len(tested), value) for key, value in trivial.items()},
         "knn_errors": trainer.answer_errors(
-            trainer.knn_answers(test["trunk"], train["trunk"], known_photos, k), tested
+            trainer.knn_answers(near, known_photos, k, len(tested)), tested
         ),
         "prior": np.tile(normalisation.orientation_prior, (len(tested), 1)),
     }
@@ -926,7 +928,8 @@ def orientation_chances(network, view, prior: np.ndarray, precision) -> np.ndarr
 
     with torch.inference_mode(), precision.autocast():
         grid = trainer.grid_features(network.rgb_branch, view.to(precision.device))
-        logits = network.heads.orient(grid)[0].float().cpu().numpy() + prior
+        logits = network.heads.orient(network.heads.project("grid", grid))[0]
+    logits = logits.float().cpu().numpy() + prior
     chances = np.exp(logits - logits.max())
     return chances / chances.sum()
 

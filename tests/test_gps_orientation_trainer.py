@@ -18,6 +18,7 @@ from conftest import REPOSITORY, copy_data, quietly, training_arguments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 import density
 import gps_orientation_trainer as trainer
@@ -371,22 +372,27 @@ def test_pooling_against_numpy():
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_efficientnet"])
-def test_levels_give_mean_and_spread_of_every_channel(name):
+def test_levels_give_mean_and_spread_of_both_halves_at_each_scale(name):
     backbone = trainer.create_backbone(name, 3).eval()
     images = torch.rand(2, 3, 160, 160)
-    widths = trainer.level_widths(backbone)
+    widths, indices = trainer.level_widths(backbone), trainer.spread_levels(backbone)
     assert 1 < len(widths) <= trainer.LEVELS
+    pooled, first = 2 * backbone.num_features, 2 * widths[0]
     with torch.inference_mode():
         found = trainer.rgb_features(backbone, images)
-        levels = backbone.forward_intermediates(images, intermediates_only=True)
-    assert found.shape == (2, 2 * backbone.num_features + 2 * sum(widths))
-    first = levels[trainer.spread_levels(backbone)[0]].flatten(2)
-    start = 2 * backbone.num_features
-    expected = torch.cat([first.mean(2), first.std(2, correction=0)], 1)
-    assert torch.allclose(found[:, start : start + 2 * widths[0]], expected, atol=1e-5)
-    # The channels' statistics do not ask where something is, up to the padding at the edges.
-    shifted = trainer.rgb_features(backbone, torch.roll(images, 32, 3))
-    assert torch.allclose(shifted[:, start : start + 2 * widths[0]], expected, atol=0.05)
+        shifted = trainer.rgb_features(backbone, torch.roll(images, 32, 3))
+        one = pooled + 4 * sum(widths)
+        assert found.shape == (2, trainer.SCALES * one)
+        for start, scaled in ((0, images), (one, F.avg_pool2d(images, 2))):
+            level = backbone.forward_intermediates(scaled, indices=indices)[1][0]
+            rows = (level.shape[2] + 1) // 2
+            for half, part in enumerate((level[:, :, :rows], level[:, :, -rows:])):
+                begin = start + pooled + half * first
+                part = part.flatten(2)
+                expected = torch.cat([part.mean(2), part.std(2, correction=0)], 1)
+                assert torch.allclose(found[:, begin : begin + first], expected, atol=1e-5)
+                # They do not ask where in a row something is, up to the padding at the edges.
+                assert torch.allclose(shifted[:, begin : begin + first], expected, atol=0.05)
 
 
 def test_a_backbone_without_levels_is_refused():
@@ -408,19 +414,20 @@ def test_axes_are_principal_and_of_order_one():
     axes = heads.pooled_axes(scaled).detach().numpy()
     covariance = axes.T @ axes / len(axes)
     assert np.abs(covariance - np.diag(np.diag(covariance))).max() < 1e-3 * covariance.max()
-    same = heads({"pooled": torch.zeros(1, 150), "grid": torch.full((1, 3), 7.0)})
+    same = heads({"pooled": heads.project("pooled", torch.zeros(1, 150)),
+                  "grid": heads.project("grid", torch.full((1, 3), 7.0))})  # fmt: skip
     assert all(torch.isfinite(v).all() for v in same.values())
 
 
 def test_ridge_start_against_the_normal_equations():
     rng = np.random.default_rng(2)
-    heads = trainer.PredictionHeads([8], 3, 6)
+    layer = nn.Linear(6, 2)
     read, wanted = rng.normal(size=(50, 6)), rng.normal(size=(50, 2)) + 3
-    heads.fit_ridge("gps", torch.from_numpy(read).float(), torch.from_numpy(wanted), 0.5)
+    trainer.Ridge(torch.from_numpy(read).float(), torch.from_numpy(wanted)).set(layer, 0.5)
     square, goal = read.T @ read / 6 + 0.5 * np.eye(6), read.T @ (wanted - wanted.mean(0)) / 6
-    found = heads.gps.weight.detach().numpy().T
+    found = layer.weight.detach().numpy().T
     assert found == pytest.approx(np.linalg.solve(square, goal), abs=1e-5)
-    assert heads.gps.bias.detach().numpy() == pytest.approx(wanted.mean(0), abs=1e-5)
+    assert layer.bias.detach().numpy() == pytest.approx(wanted.mean(0), abs=1e-5)
 
 
 # ---------------------------------------------------------------- pretrained weights
@@ -857,7 +864,8 @@ def test_knn_answers_are_those_of_the_nearest_labelled_photos():
         altitude=np.array([np.nan, 100, 300, 0, 0, 0.0]),
     )
     query = np.array([[3.0, 2.0, 1.0, 2.5, 0, 0]])  # nearest: 0, then 3, 1, 2
-    found = trainer.knn_answers(query, gallery, photos, {"gps": 3, "time": 2, "altitude": 3})
+    near = trainer.labelled_neighbours(query, gallery, photos)
+    found = trainer.knn_answers(near, photos, {"gps": 3, "time": 2, "altitude": 3}, 1)
     assert (found["lat"][0], found["lon"][0]) == pytest.approx((10.1, 10))  # between 0 and 2
     assert trainer.minutes_apart(found["minutes"][0], 0) < 1e-6  # of 0 and 1; 3 has no time
     assert found["altitude"][0] == pytest.approx((0 + 100 + 300) / 3)
@@ -866,7 +874,8 @@ def test_knn_answers_are_those_of_the_nearest_labelled_photos():
 def test_knn_without_any_label_is_unknown():
     nothing = np.full(5, np.nan)
     photos = make_photos(5, lat=nothing, lon=nothing, minutes=nothing, altitude=nothing)
-    found = trainer.knn_answers(np.eye(5), np.eye(5), photos, dict.fromkeys(trainer.HEADS, 1))
+    near = trainer.labelled_neighbours(np.eye(5), np.eye(5), photos)
+    found = trainer.knn_answers(near, photos, dict.fromkeys(trainer.HEADS, 1), 5)
     assert set(found) == {"lat", "lon", "minutes", "altitude"}
     assert all(np.isnan(v).all() and len(v) == 5 for v in found.values())
 
@@ -880,15 +889,12 @@ def test_chosen_k_is_the_one_with_the_least_validation_error():
         120, lat=place * 3.0, lon=place * 2.0, minutes=np.full(120, 600.0), altitude=500 + noisy
     )
     known, asked = np.arange(0, 120, 2), np.arange(1, 120, 2)
-    k = trainer.choose_knn(
-        [(features[asked], features[known], photos.take(known), photos.take(asked))]
-    )
+    near = trainer.labelled_neighbours(features[asked], features[known], photos.take(known))
+    k = trainer.choose_knn([(near, photos.take(known), photos.take(asked))])
     for head in ("gps", "time", "altitude"):
         error = {}
         for size in trainer.KNN_SIZES:
-            answers = trainer.knn_answers(
-                features[asked], features[known], photos.take(known), {**k, head: size}
-            )
+            answers = trainer.knn_answers(near, photos.take(known), {**k, head: size}, len(asked))
             miss = trainer.answer_errors(answers, photos.take(asked))[head]
             error[size] = np.log(np.maximum(miss, 1e-3)).mean() if head == "gps" else miss.mean()
         assert error[k[head]] == pytest.approx(min(error.values()))

@@ -135,7 +135,8 @@ def choose_places(island, count: int, rng: np.random.Generator) -> list[tuple]:
         if len(near) == 0:
             stop("the island has no room for so many places: ask for fewer photos")
         low = len(chosen) < 0.3 * count  # the coast road first, then the tracks uphill
-        wanted = 4 + (60 if low else min(2000, heights.max() - 60)) * rng.random() ** 1.2
+        top, power = (60, 1.2) if low else (min(2000, heights.max() - 60), 2.0)
+        wanted = 4 + top * rng.random() ** power
         near = near[np.argsort(np.abs(heights[near] - wanted))[: max(1, len(near) // 8)]]
         chosen.append(int(near[np.argmax(gap[near])]))
         gap = np.minimum(gap, np.linalg.norm(points - points[chosen[-1]], axis=1))
@@ -358,7 +359,7 @@ def depth_path(output_dir: str | Path, filename: str) -> Path:
 def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, workers: int) -> int:
     """Render what is not there yet; returns how many photos were made now."""
     output_dir = Path(output_dir)
-    wanted = {"format": 6, "photos": photos, "width": width, "height": height, "seed": seed}
+    wanted = {"format": 7, "photos": photos, "width": width, "height": height, "seed": seed}
     record = output_dir / "prepared.json"
     if record.exists():
         if json.loads(record.read_text()) != wanted:
