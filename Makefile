@@ -9,7 +9,7 @@ MODELS := --checkpoint-dir checkpoints/demo
 
 export OMP_WAIT_POLICY := PASSIVE  # threads that wait do not spin: kinder to a busy machine
 
-.PHONY: demo pipeline test test-all lint bench notebooks clean
+.PHONY: demo pipeline test test-all lint bench ablation notebooks clean
 
 demo: .venv/base  ## rendered photos → table → depth → two models → report, no download needed
 	$(PY) data/demo/prepare.py
@@ -37,6 +37,9 @@ lint: .venv/dev
 bench: .venv/dev  ## speed against ExifTool and the official depth procedure
 	$(PY) tests/bench_exif.py
 	$(PY) tests/bench_depth.py
+
+ablation: demo .venv/dev  ## what each ingredient of the recipe brings, on the demo and other photos
+	$(PY) tests/ablation.py --csv evaluation/ablation.csv
 
 notebooks: demo .venv/dev  ## run the notebooks from the top on the demo photos, in place
 	.venv/bin/jupyter-execute --inplace notebooks/*.ipynb

@@ -66,7 +66,7 @@ def held_out_answers(
         held = checkpoint["held_out"]
         found = {
             part: {k: v[known] for k, v in held[part].items()}
-            for part in ("answers", "trivial", "knn_errors")
+            for part in ("answers", "trivial", "knn_errors", "log_likelihood")
         }
         return {**found, "prior": held["prior"][known]}, photos.take(rows)
 
@@ -188,6 +188,7 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
         block[f"knn_{name}_{unit}"] = float(average(knn))
         if head == "gps":
             block |= position_metrics(own, trivial, knn, found["answers"], rows)
+            block |= likelihood_metrics(found, groups, draws, seed)
     metrics["orientation"] = orientation_metrics(found, photos, groups, draws, seed)
     return metrics
 
@@ -203,6 +204,26 @@ def position_metrics(own, trivial, knn, answers: dict, rows: np.ndarray) -> dict
         "inside_radius50": float((own <= answers["radius50_km"][rows]).mean()),
         "inside_radius90": float((own <= answers["radius90_km"][rows]).mean()),
     }
+
+
+def likelihood_metrics(found: dict, groups, draws: int, seed: int) -> dict:
+    """Mean log density per km² at the true positions under the posterior, a kernel on the head's
+    point alone and the density of the training positions; gains with intervals, paired. Only
+    cross-validated models bring it along."""
+    if "log_likelihood" not in found:
+        return {}
+    values = {name: np.asarray(column) for name, column in found["log_likelihood"].items()}
+    rows = np.isfinite(values["posterior"])
+    own = values["posterior"][rows]
+    block: dict = {"posterior": float(own.mean())}
+    for name in ("head", "positions"):
+        gain = own - values[name][rows]
+        block[name] = float(values[name][rows].mean())
+        block[f"gain_over_{name}"] = float(gain.mean())
+        block[f"gain_over_{name}_interval"] = interval(
+            gain, groups[rows], weighted_mean, draws, seed
+        )
+    return {"log_likelihood": block}
 
 
 def orientation_metrics(found: dict, photos, groups, draws: int, seed: int) -> dict:
@@ -647,6 +668,13 @@ def findings(metrics: dict, difference: dict) -> list[str]:
                 f"{gps['inside_radius50'] * 100:.0f} % of the photos lie inside the 50 % radius, "
                 f"{gps['inside_radius90'] * 100:.0f} % inside the 90 % radius."
             )
+            told = gps.get("log_likelihood")
+            if told:
+                lines.append(
+                    f"{TITLES[model]}: log density per km² at the true position "
+                    f"{told['posterior']:.2f}, with the head's point alone {told['head']:.2f}, "
+                    f"with the training positions alone {told['positions']:.2f} (higher is better)."
+                )
     shown = {"gps": ("median position error", distance_label)}
     shown["time"] = ("mean time error", "{:.1f} min".format)
     shown["altitude"] = ("mean altitude error", "{:.1f} m".format)

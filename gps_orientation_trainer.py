@@ -1087,6 +1087,11 @@ class Posterior:
         widths[:, k + 1] = normalisation.spread_km
         return centres, log_weights, widths
 
+    def log_per_km2(self, head, similar, places, normalisation, at: np.ndarray) -> np.ndarray:
+        """Log density at one point (Q, 3) of each mixture, (Q,)."""
+        mixture = self.mixture(head, similar, places, normalisation)
+        return density.mixture_log_per_km2(at[:, None], *mixture)[:, 0]
+
     def point(self, centres, log_weights, widths) -> np.ndarray:
         """The best of the mixture's own centres, the wide one left out: where the density is
         highest (mode), or where the expected distance is least (median), (Q, 3)."""
@@ -1450,16 +1455,18 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, see
             for other, history in zip(left_out, histories, strict=True)
             for row in history
         ],
-        "posterior": fit_posterior(
+        **fit_densities(
             [
-                (
+                evidence_for(
                     trainer.predict(rows),
                     trainer.gallery() if options["gallery"] else None,
                     photos.take(rows),
                     trainer.normalisation,
                 )
                 for trainer, rows in pairs
-            ]
+            ],
+            [trainer.photos for trainer, _ in pairs],
+            pairs[0][0].normalisation,
         ),
         "k": choose_knn(
             [
@@ -1478,41 +1485,83 @@ def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -
     choice = rehearse(data, fold_of, fold, precision, options, seed)
     trainer = HeadTrainer(data, known, precision, options, seed)
     trainer.train(choice["ridges"], choice["epoch"])
-    answers = answers_of(
-        trainer.predict(test),
-        trainer.gallery() if options["gallery"] else None,
-        choice["posterior"],
-        trainer.normalisation,
-    )
+    prediction, asked = trainer.predict(test), photos.take(test)
+    gallery = trainer.gallery() if options["gallery"] else None
+    answers = answers_of(prediction, gallery, choice["posterior"], trainer.normalisation)
+    evidence = evidence_for(prediction, gallery, asked, trainer.normalisation)
     knn = knn_answers(trainer.neighbours(test), trainer.photos, choice["k"], len(test))
     return {
         **choice,
         "rows": test,
         "answers": answers,
         "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
-        "knn_errors": answer_errors(knn, photos.take(test)),  # its answers are training positions
+        "knn_errors": answer_errors(knn, asked),  # its answers are training positions
+        "log_likelihood": log_likelihoods(
+            evidence, trainer.photos, asked, choice, trainer.normalisation
+        ),
         "prior": np.tile(trainer.normalisation.orientation_prior, (len(test), 1)),
     }
 
 
-def fit_posterior(rehearsals: list[tuple]) -> Posterior:
-    """Fit on the validation photos with a position of rehearsals of (prediction, gallery, photos,
-    normalisation); without any: the head as it is."""
-    parts = []
-    for prediction, gallery, photos, normalisation in rehearsals:
-        rows = np.flatnonzero(photos.placed)
-        answers = decode(prediction, normalisation)
-        head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
-        near = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
-        truth = density.unit_vectors(photos.lat[rows], photos.lon[rows])
-        parts.append((head, *near, truth))
-    normalisation = rehearsals[0][3]
-    least = min(part[1].shape[1] for part in parts)  # neighbours: galleries may be of any size
+def evidence_for(prediction: dict, gallery: dict | None, photos: Photos, normalisation) -> tuple:
+    """Of the photos with a position: the head's points, similarities and places of the neighbours,
+    and the true positions, as Posterior.fit wants them."""
+    rows = np.flatnonzero(photos.placed)
+    answers = decode(prediction, normalisation)
+    head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
+    near = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
+    return head, *near, density.unit_vectors(photos.lat[rows], photos.lon[rows])
+
+
+def fit_densities(evidence: list[tuple], trained_on: list[Photos], normalisation) -> dict:
+    """The posterior, and what it must beat: a kernel on the head's point alone, and the density of
+    the training positions (its kernel_km), all chosen by likelihood on the same photos."""
+    least = min(part[1].shape[1] for part in evidence)  # neighbours: galleries may be of any size
     head, similar, places, truth = (np.concatenate(column) for column in zip(
-        *((h, s[:, :least], p[:, :least], t) for h, s, p, t in parts), strict=True))  # fmt: skip
-    if not len(truth):
-        return Posterior(0.1, normalisation.spread_km, 1.0, normalisation.spread_km, "mode")
-    return Posterior.fit(head, similar, places, truth, normalisation)
+        *((h, s[:, :least], p[:, :least], t) for h, s, p, t in evidence), strict=True))  # fmt: skip
+    spread = normalisation.spread_km
+    if not len(truth):  # nothing to choose by: the head as it is
+        alone = Posterior(0.1, spread, 1.0, spread, "mode")
+        return {"posterior": alone, "alone": alone, "kernel_km": spread}
+    widths = spread * np.geomspace(1e-3, 1, 10)
+    values = [
+        np.concatenate(
+            [
+                kernel_log_per_km2(photos, part[3], width)
+                for part, photos in zip(evidence, trained_on, strict=True)
+            ]
+        ).mean()
+        for width in widths
+    ]
+    return {
+        "posterior": Posterior.fit(head, similar, places, truth, normalisation),
+        "alone": Posterior.fit(head, similar[:, :0], places[:, :0], truth, normalisation),
+        "kernel_km": float(widths[int(np.argmax(values))]),
+    }
+
+
+def kernel_log_per_km2(photos: Photos, at: np.ndarray, width_km: float) -> np.ndarray:
+    """Log density at points (Q, 3) of the photos' positions (at most 2000 of them)."""
+    rows = np.flatnonzero(photos.placed)
+    rows = rows[:: max(1, len(rows) // 2000)]
+    apart = density.arc_km(at[:, None], density.unit_vectors(photos.lat[rows], photos.lon[rows]))
+    terms = density.kernel_log_per_km2(apart, width_km)
+    return np.logaddexp.reduce(terms, axis=1) - math.log(len(rows))
+
+
+def log_likelihoods(evidence: tuple, known: Photos, asked: Photos, choice: dict, normalisation):
+    """Log density per km² at the true positions (Q,) of the three of fit_densities; NaN without."""
+    found = {}
+    head, similar, places, truth = evidence
+    alone = (head, similar[:, :0], places[:, :0])
+    for name, values in (
+        ("posterior", choice["posterior"].log_per_km2(*evidence[:3], normalisation, truth)),
+        ("head", choice["alone"].log_per_km2(*alone, normalisation, truth)),
+        ("positions", kernel_log_per_km2(known, truth, choice["kernel_km"])),
+    ):
+        found[name] = np.full(len(asked), np.nan)
+        found[name][asked.placed] = values
+    return found
 
 
 def train_frozen(
@@ -1530,7 +1579,8 @@ def train_frozen(
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
             result = train_fold(data, fold_of, fold, precision, options)
-            done["folds"][fold] = {**result, "posterior": vars(result["posterior"])}
+            plain = {name: vars(result[name]) for name in ("posterior", "alone")}
+            done["folds"][fold] = {**result, **plain}
             save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
     results = [done["folds"][fold] for fold in range(options["folds"])]
@@ -1583,7 +1633,7 @@ def frozen_features(photos, inputs, network, paths, precision, options):
 def in_order(results: list[dict], count: int) -> dict:
     """Held-out answers of all folds in the order of the photos, as tensors."""
     merged: dict[str, dict[str, torch.Tensor]] = {}
-    for part in ("answers", "trivial", "knn_errors"):
+    for part in ("answers", "trivial", "knn_errors", "log_likelihood"):
         for key in results[0][part]:
             shape = (count, *results[0][part][key].shape[1:])
             column = np.full(shape, np.nan, np.float32 if key == "views" else np.float64)
@@ -1760,7 +1810,8 @@ def train_finetune(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    posterior = fit_posterior([(found, gallery, photos.take(found["rows"]), normalisation)])
+    evidence = evidence_for(found, gallery, photos.take(found["rows"]), normalisation)
+    posterior = fit_densities([evidence], [photos.take(rows["train"])], normalisation)["posterior"]
     names = np.select(list(parts.values()), list(parts), default="")
     return {
         "normalisation": vars(normalisation),

@@ -932,6 +932,40 @@ def test_posterior_follows_whoever_is_right(head_good):
     assert width < 5
 
 
+def test_densities_are_chosen_on_all_rehearsals_and_scored_at_the_true_positions():
+    head, similar, places, truth, normalisation = posterior_case(head_good=False)
+    lat, lon = density.lat_lon(truth)
+    photos = make_photos(80, lat=np.where(np.arange(80) == 3, np.nan, lat), lon=lon)
+    known = make_photos(80, seed=1)
+    kept = np.flatnonzero(photos.placed)
+    evidence = tuple(column[kept] for column in (head, similar, places, truth))
+    halves = [tuple(c[half] for c in evidence) for half in (slice(0, 40), slice(40, None))]
+    choice = trainer.fit_densities(halves, [known, known], normalisation)
+    assert choice["posterior"] == trainer.Posterior.fit(*evidence, normalisation)
+    found = trainer.log_likelihoods(evidence, known, photos, choice, normalisation)
+    assert all(
+        np.isnan(values).tolist() == [i == 3 for i in range(80)] for values in found.values()
+    )
+    gains = {name: np.nanmean(found["posterior"] - found[name]) for name in ("head", "positions")}
+    assert min(gains.values()) > 1  # the neighbours know, the other two do not
+    # By hand: kernels on the training positions, and the mixture at one photo.
+    rows, width = known.placed, choice["kernel_km"]
+    apart = density.distance_km(known.lat[rows], known.lon[rows], lat[0], lon[0])
+    by_hand = np.log(np.exp(density.kernel_log_per_km2(apart, width)).mean())
+    assert found["positions"][0] == pytest.approx(by_hand)
+    mixture = choice["posterior"].mixture(head[:1], similar[:1], places[:1], normalisation)
+    assert found["posterior"][0] == pytest.approx(
+        density.mixture_log_per_km2(truth[:1], *(m[0] for m in mixture))[0]
+    )
+
+
+def test_densities_without_any_position_are_the_head_alone():
+    normalisation, none = make_normalisation(spread_km=7.0), np.zeros((0, 3))
+    evidence = (none, np.zeros((0, 5)), np.zeros((0, 5, 3)), none)
+    choice = trainer.fit_densities([evidence], [make_photos(9)], normalisation)
+    assert choice["posterior"].head_weight == 1 and choice["kernel_km"] == 7
+
+
 def test_posterior_beats_every_single_source_in_likelihood():
     head, similar, places, truth, normalisation = posterior_case(False)
     posterior = trainer.Posterior.fit(head, similar, places, truth, normalisation)

@@ -1,0 +1,379 @@
+"""Which ingredient of the training recipe earns its place, on every set of photos at hand.
+
+Sets: the demo, where it was rendered, and the folders of `--photos` (default: ../shared/photos),
+each with an images/ folder. Their tables, depth maps and features are made once, in data/cache.
+Every row is scored on the same grouped folds; negative results stay in the table.
+
+    python tests/ablation.py
+    python tests/ablation.py --photos ~/trips --csv ablation.csv
+"""
+
+import argparse
+import csv
+import dataclasses
+import functools
+import subprocess
+import sys
+import time
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import density  # noqa: E402
+import evaluate_gps_model as evaluator  # noqa: E402
+import gps_orientation_trainer as trainer  # noqa: E402
+
+CACHE = ROOT / "data" / "cache" / "ablation"
+DRAWS = 1000  # of the bootstrap by group
+ENOUGH_GROUPS = 20  # below, a set is reported but proves nothing
+HEADS = ("gps", "time", "altitude")
+
+# ---------------------------------------------------------------- sets of photos
+
+
+@dataclasses.dataclass
+class PhotoSet:
+    """One set: its photos, all features, the folds and the settings of the recipe."""
+
+    name: str
+    data: trainer.FrozenData  # RGB
+    depth: trainer.FrozenData  # RGB and depth
+    options: dict
+    precision: trainer.Precision
+
+    def folds(self, kind: str) -> np.ndarray:
+        return trainer.split_photos(self.data.photos, kind, self.options["folds"], 0)[0]
+
+    @functools.cached_property
+    def groups(self) -> np.ndarray:
+        photos = self.data.photos
+        return np.array(trainer.split_photos(photos, "grouped", 5, 0)[1]["groups"])
+
+
+def run(script: str, *arguments) -> None:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    finished = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if finished.returncode:
+        raise SystemExit(f"{script} failed on {arguments}")
+
+
+def load(name: str, images: Path, backbone: str) -> PhotoSet:
+    """Tables, depth maps (demo model) and features of a set, from the cache where they are."""
+    data_dir = CACHE / name
+    run("exif_extractor.py", "--image-dir", images, "--data-dir", data_dir)
+    run("depth_map_generator.py", "--image-dir", images, "--data-dir", data_dir,
+        "--depth-model", "demo", "--input-size", 252)  # fmt: skip
+    arguments = ["--data-dir", str(data_dir), "--image-dir", str(images), "--backbone", backbone,
+                 "--mode", "frozen", "--checkpoint-dir", str(ROOT / "checkpoints")]  # fmt: skip
+    precision = trainer.Precision()
+    options = trainer.resolve_options(trainer.parse_args(arguments), precision)
+    photos, _ = trainer.read_photos(data_dir, images)
+    paths = {"data": data_dir, "checkpoints": ROOT / "checkpoints"}
+    options["depth_model"] = trainer.read_depth_model(data_dir)
+    network = trainer.build_network(backbone, True, 0)
+    options["weights"] = trainer.load_backbone_weights(network, paths["checkpoints"], True)
+    both, _ = trainer.frozen_features(photos, "depth", network, paths, precision, options)
+    rgb = dataclasses.replace(both, pooled=both.pooled[:, : both.first], blocks=both.blocks[:-1])
+    return PhotoSet(name, rgb, both, options, precision)
+
+
+# ---------------------------------------------------------------- features of each row
+
+
+def parts_of(data: trainer.FrozenData) -> list[dict]:
+    """The blocks of rgb_features by what they are, for each scale: mean, generalised mean, and
+    of every level the statistics (mean, spread) of the whole picture and of its halves."""
+    scales, start = [], 0
+    per_scale = len(data.blocks) // trainer.SCALES
+    for scale in range(trainer.SCALES):
+        widths = data.blocks[scale * per_scale : (scale + 1) * per_scale]
+        columns = []
+        for width in widths:
+            columns.append(data.pooled[:, start : start + width].astype(np.float32))
+            start += width
+        last, levels = columns[0], columns[1:]
+        whole = []
+        for level in levels:
+            upper, upper_std, lower, lower_std = np.split(level, 4, axis=1)
+            variance = (upper_std**2 + lower_std**2) / 2 + ((upper - lower) / 2) ** 2
+            whole.append(np.hstack([(upper + lower) / 2, np.sqrt(variance)]))
+        mean = last[:, : last.shape[1] // 2]
+        scales.append({"mean": mean, "last": last, "whole": whole, "halves": levels})
+    return scales
+
+
+def with_features(data: trainer.FrozenData, blocks: list[np.ndarray]) -> trainer.FrozenData:
+    pooled = np.hstack(blocks).astype(np.float16)
+    return dataclasses.replace(data, pooled=pooled, blocks=[b.shape[1] for b in blocks])
+
+
+# ---------------------------------------------------------------- rows
+
+
+class FromScratch(trainer.HeadTrainer):
+    """Heads trained by gradient descent from zero instead of from a ridge regression."""
+
+    def start(self, head: str, penalty: float) -> None:
+        layer = getattr(self.heads, head)
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+
+
+def train(photo_set: PhotoSet, data: trainer.FrozenData, kind: str = "grouped", **changes) -> dict:
+    """Held-out answers of the recipe on some features, with baselines: see train_fold."""
+    options, fold_of = {**photo_set.options, **changes}, photo_set.folds(kind)
+    results = [
+        trainer.train_fold(data, fold_of, fold, photo_set.precision, options)
+        for fold in range(options["folds"])
+    ]
+    found = trainer.in_order(results, len(data.photos))
+    return {k: {n: v.numpy() for n, v in part.items()} for k, part in found.items() if k != "prior"}
+
+
+def naive(photo_set: PhotoSet) -> dict:
+    """What is often published: degrees, hour/23, minute/59 and metres regressed directly from the
+    last layer, the epoch chosen on random photos, bursts split between training and validation."""
+    data, fold_of = photo_set.data, photo_set.folds("grouped")
+    photos, features = data.photos, torch.from_numpy(parts_of(data)[0]["mean"])
+    hour, minute = np.divmod(photos.minutes, 60)
+    wanted = np.stack([photos.lat, photos.lon, hour / 23, minute / 59, photos.altitude], 1)
+    wanted = torch.from_numpy(wanted.astype(np.float32))
+    labelled = torch.isfinite(wanted)
+    answers = np.full((len(photos), 5), np.nan)
+    for fold in range(photo_set.options["folds"]):
+        rng = np.random.default_rng(fold)
+        torch.manual_seed(fold)
+        known = rng.permutation(np.flatnonzero(fold_of != fold))
+        test, validation = np.flatnonzero(fold_of == fold), known[: len(known) // 7]
+        known = known[len(known) // 7 :]
+        low, high = (
+            torch.from_numpy(f(np.where(labelled[known], wanted[known], np.nan), axis=0))
+            for f in (np.nanmin, np.nanmax)
+        )
+        low[2:], high[2:] = 0, 1  # only degrees are brought to 0..1; metres stay metres
+        span = (high - low).clamp_min(1e-6)
+        scaled = (wanted - low) / span
+        mean, std = features[known].mean(0), features[known].std(0) + 1e-3
+        read = (features - mean) / std
+        network = nn.Sequential(
+            nn.Linear(read.shape[1], 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 5)
+        )
+        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05)
+
+        def loss_on(rows, network=network, read=read, scaled=scaled):
+            return (network(read[rows]) - scaled[rows])[labelled[rows]].square().mean()
+
+        best, kept = np.inf, None
+        for _ in range(photo_set.options["epochs"]):
+            network.train()
+            for part in np.array_split(rng.permutation(known), max(1, len(known) // 64)):
+                optimiser.zero_grad()
+                loss_on(part).backward()
+                optimiser.step()
+            network.eval()
+            with torch.inference_mode():
+                value = float(loss_on(validation))
+                if value < best:
+                    best, kept = value, (network(read[test]) * span + low).numpy()
+        answers[test] = kept
+    hours = np.clip(answers[:, 2] * 23, 0, 23).round() * 60
+    found = {
+        "lat": np.clip(answers[:, 0], -90, 90),
+        "lon": (answers[:, 1] + 180) % 360 - 180,
+        "minutes": hours + np.clip(answers[:, 3] * 59, 0, 59),
+        "altitude": answers[:, 4],
+    }
+    return trainer.answer_errors(found, photos)
+
+
+def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
+    """Errors per photo of every row, and the seconds that it took."""
+    data, photos = photo_set.data, photo_set.data.photos
+    table: dict[str, dict] = {}
+    full, half = parts_of(data)[:2]
+    last = [full["mean"]]
+    pooled = [full["last"]]
+    texture = [full["last"], *full["whole"]]
+    halves = [full["last"], *full["halves"]]
+    both = [*halves, half["last"], *half["halves"]]
+
+    def add(name: str, work) -> dict | None:
+        begun = time.monotonic()
+        found = work()
+        errors = trainer.answer_errors(found["answers"], photos) if "answers" in found else found
+        turns = None
+        if "answers" in found:
+            views = found["answers"]["views"][photos.orientation >= 0]
+            turns = trainer.turns_right(views).mean(axis=1)
+        table[name] = {**errors, "turns": turns, "seconds": time.monotonic() - begun}
+        show(name)
+        return found
+
+    add("naive recipe", lambda: naive(photo_set))
+    with mock.patch.object(trainer, "HeadTrainer", FromScratch):
+        add("heads only, from zero", lambda: train(photo_set, with_features(data, last),
+                                                   gallery=False))  # fmt: skip
+    for name, blocks in (
+        ("+ ridge start", last),
+        ("+ generalised mean", pooled),
+        ("+ texture of the levels", texture),
+        ("+ sky and ground apart", halves),
+        ("+ second scale", both),
+    ):
+        add(name, lambda blocks=blocks: train(photo_set, with_features(data, blocks),
+                                              gallery=False))  # fmt: skip
+    found = add("+ gallery = full recipe", lambda: train(photo_set, data))
+    table["+ gallery = full recipe"]["log_likelihood"] = found["log_likelihood"]
+    begun = {"seconds": 0.0, "turns": None}
+    table["trivial answer"] = trainer.answer_errors(found["trivial"], photos) | begun
+    table["nearest neighbours"] = found["knn_errors"] | begun
+    add("full recipe and depth", lambda: train(photo_set, photo_set.depth))
+    found = add("full recipe, random folds", lambda: train(photo_set, data, "random"))
+    table["nearest neighbours, random folds"] = found["knn_errors"] | begun
+    first = ("trivial answer", "nearest neighbours")
+    return {name: table[name] for name in (*first, *table)}
+
+
+# ---------------------------------------------------------------- the table
+
+
+def log_km(km: np.ndarray) -> np.ndarray:
+    return np.log10(np.maximum(km, 1e-3))
+
+
+def ratio(own: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tuple:
+    """Geometric mean of own over other errors, paired, and its 95 % interval by group."""
+    rows = np.isfinite(own) & np.isfinite(other)
+    gain = log_km(own[rows]) - log_km(other[rows])
+    limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+    return 10 ** gain.mean(), [10**x for x in limits or (np.nan, np.nan)]
+
+
+def cells(row: dict, groups: np.ndarray) -> dict[str, tuple]:
+    """(figure, low, high) of each head: median and geometric mean in km, minutes, metres, share."""
+    found = {}
+    for head, values, statistic in (
+        ("median km", row["gps"], evaluator.weighted_median),
+        ("geometric km", log_km(row["gps"]), evaluator.weighted_mean),
+        ("time min", row["time"], evaluator.weighted_mean),
+        ("altitude m", row["altitude"], evaluator.weighted_mean),
+        ("turns", row["turns"], evaluator.weighted_mean),
+    ):
+        if values is None or not np.isfinite(values).any():
+            continue
+        rows = np.isfinite(values)
+        figure = statistic(values[rows], np.ones(rows.sum()))
+        limits = evaluator.interval(values[rows], groups[rows], statistic, DRAWS, 0)
+        numbers = [figure, *(limits or (np.nan, np.nan))]
+        found[head] = tuple(10**x for x in numbers) if head.startswith("geo") else tuple(numbers)
+    return found
+
+
+def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
+    """Print a set's table, the best of each column starred; returns it as records."""
+    groups = photo_set.groups
+    count = len(np.unique(groups))
+    photos = photo_set.data.photos
+    note = "" if count >= ENOUGH_GROUPS else ": too few to prove anything"
+    print(f"\n{photo_set.name}: {len(photos)} photos, {count} groups{note}")
+    columns = ("median km", "geometric km", "time min", "altitude m", "turns")
+    found = {name: cells(row, groups) for name, row in table.items()}
+    compared = [name for name in found if "random" not in name]
+    best = {}
+    for column in columns:
+        figures = {name: found[name][column][0] for name in compared if column in found[name]}
+        if figures:
+            best[column] = (max if column == "turns" else min)(figures, key=figures.get)
+    print(f"{'':33}" + "".join(f"{column:>25}" for column in columns) + "       s")
+    records = []
+    for name, row in found.items():
+        line = f"{name:33}"
+        for column in columns:
+            if column not in row:
+                line += f"{'–':>25}"
+                continue
+            figure, low, high = row[column]
+            star = "*" if best.get(column) == name else ""
+            line += f"{f'{star}{figure:.3g} ({low:.3g} … {high:.3g})':>25}"
+            records.append({"set": photo_set.name, "row": name, "column": column,
+                            "figure": figure, "low": low, "high": high})  # fmt: skip
+        print(line + f"{table[name]['seconds']:8.0f}")
+    return records
+
+
+def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
+    """The recipe against each simple answer by the paired geometric mean, and its likelihood."""
+    groups, full = photo_set.groups, table["+ gallery = full recipe"]
+    for own, other in (
+        ("+ gallery = full recipe", "nearest neighbours"),
+        ("+ gallery = full recipe", "trivial answer"),
+        ("+ gallery = full recipe", "naive recipe"),
+        ("full recipe and depth", "+ gallery = full recipe"),
+        ("full recipe, random folds", "nearest neighbours, random folds"),
+    ):
+        value, (low, high) = ratio(table[own]["gps"], table[other]["gps"], groups)
+        print(f"  position, {own.lstrip('+ ')} / {other.lstrip('+ ')}: "
+              f"{value:.2f} ({low:.2f} … {high:.2f})")  # fmt: skip
+    told = full["log_likelihood"]
+    rows = np.isfinite(told["posterior"])
+    for name, what in (("head", "the head's point alone"), ("positions", "training positions")):
+        gain = (told["posterior"] - told[name])[rows]
+        limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+        low, high = limits or (np.nan, np.nan)
+        print(f"  log density at the true position, gain over {what}: "
+              f"{gain.mean():+.2f} ({low:+.2f} … {high:+.2f})")  # fmt: skip
+    photos = photo_set.data.photos
+    known = photos.minutes[np.isfinite(photos.minutes)]
+    point = trainer.time_point(known).mean(axis=0) if len(known) else np.zeros(2)
+    height = photos.altitude[np.isfinite(photos.altitude)]
+    print(f"  labels: times spread by {(1 - np.linalg.norm(point)):.2f} (0 alike, 1 all round the "
+          f"clock), altitudes over {np.ptp(height) if len(height) else 0:.0f} m")  # fmt: skip
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "photos",
+                        help="a folder of sets, each with images/")  # fmt: skip
+    parser.add_argument("--sets", nargs="*", help="only these (demo is one)")
+    parser.add_argument("--backbone", default=trainer.LITE0)
+    parser.add_argument("--csv", type=Path, help="write the figures there too")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    sets = {"demo": ROOT / "data" / "demo" / "images"}
+    sets |= {p.parent.name: p for p in sorted(args.photos.glob("*/images"))}
+    sets = {n: p for n, p in sets.items() if p.is_dir() and (not args.sets or n in args.sets)}
+    if not sets:
+        density.stop("no set of photos: run make demo first, or name a folder by --photos")
+    begun, records = time.monotonic(), []
+    for name, images in sets.items():
+        photo_set = load(name, images, args.backbone)
+
+        def show(row: str, name=name) -> None:
+            print(f"{time.monotonic() - begun:6.0f} s  {name}: {row}", file=sys.stderr, flush=True)
+
+        table = rows_of(photo_set, show)
+        records += print_set(photo_set, table)
+        print_verdicts(photo_set, table)
+    if args.csv:
+        with density.write_atomically(args.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, records[0])
+            writer.writeheader()
+            writer.writerows(records)
+    print(f"\n{time.monotonic() - begun:.0f} s; * best of the grouped folds; intervals: bootstrap "
+          "by group, 95 %; the best of many rows is partly luck")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
