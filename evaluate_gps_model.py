@@ -878,7 +878,7 @@ def predict_unknown(
         try:
             stored = open_stored(file, max_side=max(2 * size, 1036))
             inputs = trainer.picture_inputs(stored, size, network.rgb_branch)
-            chance = orientation_chances(network, inputs["views"][:1], prior, precision)
+            chance = orientation_chances(network, inputs["views"], prior, precision)
             turned = int(chance.argmax()) if chance.max() >= certainty else 0
             upright = turn_picture(stored, ORIENTATION_CLASSES[turned])
             inputs = trainer.picture_inputs(upright, size, network.rgb_branch)
@@ -948,15 +948,14 @@ def depth_estimator(checkpoint: dict, checkpoint_dir: Path, precision):
     return lambda pixels: depth_map_generator.estimate_depth(network, pixels, about["input_size"])
 
 
-def orientation_chances(network, view, prior: np.ndarray, precision) -> np.ndarray:
-    """Probability of each orientation class for a stored picture (1, 3, V, V), (6,)."""
+def orientation_chances(network, views, prior: np.ndarray, precision) -> np.ndarray:
+    """Probability of each orientation class for a stored picture by its views (6, 3, V, V), (6,)."""
     import torch
 
     import gps_orientation_trainer as trainer
 
     with torch.inference_mode(), precision.autocast():
-        grid = trainer.grid_features(network.rgb_branch, view.to(precision.device))
-        logits = network.heads.orient(network.heads.project("grid", grid))[0]
+        logits = trainer.view_logits(network, views[None].to(precision.device))[0, 0]
     logits = logits.float().cpu().numpy() + prior
     chances = np.exp(logits - logits.max())
     return chances / chances.sum()

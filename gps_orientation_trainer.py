@@ -12,7 +12,9 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
 import argparse
 import contextlib
 import csv
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -34,6 +36,8 @@ import density
 from depth_map_generator import depth_file, file_sha256, load_depth_map, read_depth_model
 from exif_extractor import (
     ORIENTATION_CLASSES,
+    ORIENTATION_TAG,
+    ORIENTATIONS,
     open_upright,
     photo_file,
     read_table,
@@ -995,6 +999,33 @@ def answer_errors(answers: dict[str, np.ndarray], photos: Photos) -> dict[str, n
     }
 
 
+@functools.cache
+def turned_agreement() -> torch.Tensor:
+    """Matrix (36, 36) of agree_views over flattened (view, class) pairs."""
+    classes = {ORIENTATIONS[ORIENTATION_TAG[n]][:2]: i for i, n in enumerate(ORIENTATION_CLASSES)}
+    weights = torch.zeros(6, 6, 6, 6)
+    for (view, i), (name, j) in itertools.product(classes.items(), repeat=2):
+        for quarters in range(4):
+            pair = [
+                classes.get((mirrored, (turns + (-quarters if mirrored else quarters)) % 4))
+                for mirrored, turns in (view, name)
+            ]
+            if None not in pair:
+                weights[i, j, pair[0], pair[1]] = 1
+    return (weights / weights.sum(dim=(2, 3), keepdim=True)).reshape(36, 36)
+
+
+def agree_views(logits: torch.Tensor) -> torch.Tensor:
+    """Let the six views of a photo, (N, 6 views, 6 classes), speak with one voice.
+
+    A picture of class c that is turned further is of the class that follows: each answer becomes
+    the mean log-probability over the quarter turns of the picture and of the class (two of them
+    where a mirror is involved: its quarter turns are not among the six classes).
+    """
+    chances = logits.float().log_softmax(dim=2).flatten(1)
+    return (chances @ turned_agreement().to(chances.device).T).reshape(logits.shape)
+
+
 def turns_right(view_logits: np.ndarray) -> np.ndarray:
     """Which of the four turns are told apart, mirror classes left out, (N, 4) bool, from logits
     (N, 6 views, 6 classes)."""
@@ -1385,7 +1416,8 @@ class HeadTrainer:
         found: dict[str, list] = {}
         for part in torch.from_numpy(rows).split(4096):
             output = self.heads.answer(self.axes[part].to(self.precision.device))
-            output["views"] = self.heads.orient(self.grid_axes[part].to(self.precision.device))
+            logits = self.heads.orient(self.grid_axes[part].to(self.precision.device))
+            output["views"] = agree_views(logits)
             for key, value in output.items():
                 found.setdefault(key, []).append(value.float().cpu().numpy())
         return {key: np.concatenate(parts) for key, parts in found.items()}
@@ -1731,6 +1763,13 @@ def predict_photos(network, photos: Photos, rows, size, data_dir, precision, tit
     return {k: np.concatenate(v) for k, v in found.items()}
 
 
+def view_logits(network: GPSPredictionNet, views: torch.Tensor) -> torch.Tensor:
+    """What the orientation head says of six views (B, 6, 3, V, V) together, (B, 6, 6)."""
+    grids = grid_features(network.rgb_branch, views.flatten(0, 1))
+    logits = network.heads.orient(network.heads.project("grid", grids))
+    return agree_views(logits.reshape(len(views), len(ORIENTATION_CLASSES), -1))
+
+
 @torch.inference_mode()
 def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[str, np.ndarray]:
     """Raw outputs for `rgb`, `views` (B, 6, …) and perhaps `depth`, as NumPy arrays."""
@@ -1738,9 +1777,7 @@ def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[st
     views = inputs.pop("views")
     with precision.autocast():
         output = network({**inputs, "view": views[:, 0]})
-        grids = grid_features(network.rgb_branch, views.flatten(0, 1))
-        logits = network.heads.orient(network.heads.project("grid", grids))
-        logits = logits.reshape(len(views), len(ORIENTATION_CLASSES), -1)
+        logits = view_logits(network, views)
     found = {k: output[k] for k in ("gps", "time", "altitude", "trunk")} | {"views": logits}
     return {k: v.float().cpu().numpy() for k, v in found.items()}
 

@@ -209,8 +209,9 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
         errors = trainer.answer_errors(found["answers"], photos) if "answers" in found else found
         turns = None
         if "answers" in found:
-            views = found["answers"]["views"][photos.orientation >= 0]
-            turns = trainer.turns_right(views).mean(axis=1)
+            upright = photos.orientation >= 0
+            turns = np.full(len(photos), np.nan)
+            turns[upright] = trainer.turns_right(found["answers"]["views"][upright]).mean(axis=1)
         table[name] = {**errors, "turns": turns, "seconds": time.monotonic() - begun}
         show(name)
         return found

@@ -1,6 +1,7 @@
 """The trainer: formulas against oracles, invariances, damaged files, kills and the command line."""
 
 import inspect
+import itertools
 import json
 import math
 import os
@@ -502,6 +503,38 @@ def test_damaged_resnet_weights_end_the_run(tmp_path, capsys):
 
 
 # ---------------------------------------------------------------- pictures
+
+
+def test_turned_views_of_a_photo_give_the_same_answer():
+    """By actually turning stored pixels: the classes that a quarter turn leads to, and answers
+    that turn along with the picture."""
+    pixels = np.arange(4).reshape(2, 2)
+    names = list(trainer.ORIENTATION_CLASSES)
+    found = {trainer.store_as(pixels, name).tobytes(): i for i, name in enumerate(names)}
+    logits = torch.randn(5, 6, 6, generator=torch.Generator().manual_seed(0))
+    chances = logits.log_softmax(dim=2)
+    agreed = trainer.agree_views(logits)
+    for view, name in itertools.product(range(6), repeat=2):
+        terms = []
+        for quarters in range(4):
+            pair = [
+                found.get(np.rot90(trainer.store_as(pixels, names[i]), quarters).tobytes())
+                for i in (view, name)
+            ]
+            if None not in pair:
+                terms.append(chances[:, pair[0], pair[1]])
+                if view < 4 and name < 4:
+                    torch.testing.assert_close(agreed[:, view, name], agreed[:, pair[0], pair[1]])
+        assert len(terms) == (4 if view < 4 and name < 4 else 2)
+        torch.testing.assert_close(agreed[:, view, name], torch.stack(terms).mean(dim=0))
+
+
+def test_agreement_keeps_what_all_views_know_and_outvotes_one():
+    sure = 5 * torch.eye(6)[None]
+    assert (trainer.agree_views(sure).argmax(dim=2) == torch.arange(6)).all()
+    sure[0, 0] = sure[0, 0].roll(1)  # one view is wrong about itself
+    assert trainer.turns_right(sure.numpy()).sum() == 3
+    assert trainer.turns_right(trainer.agree_views(sure).numpy()).all()
 
 
 def test_views_are_the_centre_square_in_six_orientations():
