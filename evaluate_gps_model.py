@@ -949,7 +949,7 @@ def depth_estimator(checkpoint: dict, checkpoint_dir: Path, precision):
 
 
 def orientation_chances(network, views, prior: np.ndarray, precision) -> np.ndarray:
-    """Probability of each orientation class for a stored picture by its views (6, 3, V, V), (6,)."""
+    """Probability of each class (6,) for a stored picture, by its six views (6, 3, V, V)."""
     import torch
 
     import gps_orientation_trainer as trainer

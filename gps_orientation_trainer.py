@@ -1091,7 +1091,7 @@ class Posterior:
     bandwidth_km: float
     head_weight: float
     head_bandwidth_km: float
-    estimator: str  # "mode" or "median" of the mixture becomes the point
+    estimator: str  # what becomes the point: "median", "mode" or "nearest", see point()
 
     WIDE_WEIGHT = 0.02
 
@@ -1124,8 +1124,11 @@ class Posterior:
         return density.mixture_log_per_km2(at[:, None], *mixture)[:, 0]
 
     def point(self, centres, log_weights, widths) -> np.ndarray:
-        """The best of the mixture's own centres, the wide one left out: where the density is
-        highest (mode), or where the expected distance is least (median), (Q, 3)."""
+        """The best of the mixture's own centres, the wide one left out, (Q, 3): where the density
+        is highest (mode), where the expected distance is least (median), or the place of the most
+        similar photo (nearest): hard to beat where bursts are split."""
+        if self.estimator == "nearest":
+            return centres[:, 0]
         best = np.empty((len(centres), 3))
         for i, (centre, weight, width) in enumerate(zip(centres, log_weights, widths, strict=True)):
             inner = slice(0, -1)
@@ -1170,7 +1173,8 @@ class Posterior:
                         if value > best:
                             best = value
                             chosen = (temperature, float(width), share, float(head_width))
-        candidates = [cls(*chosen, estimator) for estimator in ("median", "mode")]
+        estimators = ("median", "mode", "nearest") if has_gallery else ("median", "mode")
+        candidates = [cls(*chosen, estimator) for estimator in estimators]
         errors = []
         for posterior in candidates:
             mixture = posterior.mixture(head, similar, places, normalisation)
