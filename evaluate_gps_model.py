@@ -75,12 +75,11 @@ def held_out_answers(
     precision = trainer.Precision(precision_name)
     network.to(precision.device)
     depth_dir = data_dir if checkpoint["model_config"]["use_depth"] else None
-    size = checkpoint["settings"]["image_size"]
+    dataset = trainer.PhotoSet(photos, checkpoint["settings"]["image_size"], network, depth_dir)
 
     def predict(name: str) -> dict:
-        return trainer.predict_photos(
-            network, photos, rows[part == name], size, depth_dir, precision, f"{name} photos"
-        )
+        asked = rows[part == name]
+        return trainer.predict_photos(network, dataset, asked, precision, f"{name} photos")
 
     test, train = predict("test"), predict("train")
     known_photos, tested = photos.take(train["rows"]), photos.take(test["rows"])

@@ -18,6 +18,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -56,7 +57,7 @@ IMAGE_SIZE = 1024  # pixels, side of the square that fine-tuning sees; smaller f
 FROZEN_IMAGE_SIZE = 448  # pixels, the same for frozen features
 EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
 BATCH_SIZE = None  # photos per step; None = 64 frozen, 8 fine-tuning; halved when CUDA runs out
-LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning
+LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning (of the backbones)
 WEIGHT_DECAY = 0.05  # of AdamW
 PATIENCE = None  # epochs without a better validation score; None = 5 frozen, 15 fine-tuning
 SPLIT = "grouped"  # grouped (nearby photos and bursts stay together) or random (flatters)
@@ -64,8 +65,17 @@ FOLDS = None  # cross-validation; None = 5 frozen, one 70/15/15 split fine-tunin
 GALLERY = True  # keep features and positions of the training photos: better, less private
 PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
+BALANCED = False  # True draws photos of crowded places less often
+# Fine-tuning only:
+HEAD_RATE = 10.0  # learning rate of trunk and heads over that of the backbones
+FREEZE_STAGES = 0  # first stages of the backbones that stay as pretrained
+EMA_DECAY = 0.998  # of the running average of the weights, which is validated and kept; 0 = none
+MICRO_BATCH = None  # photos per forward pass, gradients accumulated; None = the whole batch
+COMPILE = False  # torch.compile the network: slower start, faster steps on a GPU
+CACHE_GB = 8.0  # GB on disk for photos decoded to training size, if all of them fit; 0 = none
 # ------------------------------------------------------------------------
 
+UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
 FORMAT = 3  # of the checkpoint; raised when an older one can no longer be read
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
@@ -282,12 +292,21 @@ class GPSPredictionNet(nn.Module):
     ) -> None:
         super().__init__()
         self.config = {"backbone": backbone, "use_depth": use_depth, "hidden": hidden}
+        self.fixed_statistics = False  # True: batch norms keep their means and variances
         self.rgb_branch = create_backbone(backbone, 3)
         self.depth_branch = create_backbone(backbone, 1) if use_depth else None
         channels = self.rgb_branch.num_features
         blocks = SCALES * [2 * channels, *(4 * width for width in level_widths(self.rgb_branch))]
         blocks += [2 * channels] * use_depth
         self.heads = PredictionHeads(blocks, GRID * GRID * channels, hidden, use_depth)
+
+    def train(self, mode: bool = True) -> "GPSPredictionNet":
+        super().train(mode)
+        if self.fixed_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pooled = [rgb_features(self.rgb_branch, batch["rgb"])]
@@ -626,12 +645,27 @@ def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.T
 # ---------------------------------------------------------------- images and frozen features
 
 
-def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Tensor]:
-    """Turn an upright PIL photo into network inputs: `rgb` (3, size, size), the whole picture
-    squeezed into a square, and `views` (6, 3, size/2, size/2), its centre square in the six
-    orientations (a square, so that the aspect ratio cannot tell)."""
+def picture_pixels(photo, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An upright PIL photo squeezed into a square (size, size, 3), and its centre square
+    (size/2, size/2, 3): a square, so that no aspect ratio tells how it was turned; uint8."""
     from PIL import Image
 
+    width, height = photo.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    bicubic, box = Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    whole = photo.resize((size, size), bicubic)
+    return np.asarray(whole), np.asarray(photo.resize((size // 2, size // 2), bicubic, box))
+
+
+def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """Turn an upright PIL photo into network inputs: `rgb` (3, size, size), the whole picture,
+    and `views` (6, 3, size/2, size/2), its centre square in the six orientations."""
+    return pixel_inputs(*picture_pixels(photo, size), backbone)
+
+
+def pixel_inputs(whole: np.ndarray, square: np.ndarray, backbone: nn.Module) -> dict:
+    """The same from picture_pixels."""
     cfg = backbone.pretrained_cfg
     mean, std = np.array(cfg["mean"], np.float32), np.array(cfg["std"], np.float32)
 
@@ -639,15 +673,8 @@ def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Ten
         scaled = (pixels.astype(np.float32) / 255 - mean) / std
         return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
 
-    width, height = photo.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    square = photo.resize(
-        (size // 2, size // 2), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-    )
-    views = [tensor(store_as(np.asarray(square), name)) for name in ORIENTATION_CLASSES]
-    whole = photo.resize((size, size), Image.Resampling.BICUBIC)
-    return {"rgb": tensor(np.asarray(whole)), "views": torch.stack(views)}
+    views = [tensor(store_as(square, name)) for name in ORIENTATION_CLASSES]
+    return {"rgb": tensor(whole), "views": torch.stack(views)}
 
 
 def depth_input(depth: np.ndarray, size: int) -> torch.Tensor:
@@ -845,18 +872,22 @@ def train_step(network, batch, target, normalisation, optimiser, precision, micr
     """One optimiser step over a batch in parts of `micro` photos; returns (losses, micro).
 
     When CUDA memory runs out the part is halved and the batch repeated: the gradient, a mean over
-    the labels of the whole batch, stays the same.
+    the labels of the whole batch, stays the same. Under torchrun the batch is that of all
+    processes together; one without photos (batch None) takes part with nothing.
     """
-    size = len(target["view"])
-    labels = {
-        "gps": torch.isfinite(target["point"][:, 0]).sum(),
-        "time": torch.isfinite(target["time"][:, 0]).sum(),
-        "altitude": torch.isfinite(target["altitude"]).sum(),
-        "orientation": (target["view"] >= 0).sum(),
-    }
+    if batch is None and processes() == 1:
+        return dict.fromkeys(HEADS, 0.0), micro
+    size = len(target["view"]) if batch else 0
+    labels = torch.zeros(len(HEADS))
+    if batch:
+        known = (target["point"][:, 0], target["time"][:, 0], target["altitude"])
+        labels = torch.stack(
+            [torch.isfinite(k).sum() for k in known] + [(target["view"] >= 0).sum()]
+        ).float()
+    labels = dict(zip(HEADS, add_up(labels, precision.device).clamp_min(1).tolist(), strict=True))
     while True:
         optimiser.zero_grad(set_to_none=True)
-        sums = dict.fromkeys(HEADS, 0.0)
+        sums = torch.zeros(len(HEADS))
         out_of_memory = False
         try:
             for start in range(0, size, micro):
@@ -870,15 +901,10 @@ def train_step(network, batch, target, normalisation, optimiser, precision, micr
                 with precision.autocast():
                     output = network(part)
                 losses = head_losses(output, goal, normalisation)
-                loss = sum(losses[h][0] / max(int(labels[h]), 1) for h in HEADS)
-                precision.scaler.scale(loss).backward()
-                for head in HEADS:
-                    sums[head] += float(losses[head][0].detach()) / max(int(labels[head]), 1)
-            precision.scaler.unscale_(optimiser)
-            nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-            precision.scaler.step(optimiser)
-            precision.scaler.update()
-            return sums, micro
+                terms = torch.stack([losses[h][0] / labels[h] for h in HEADS])
+                precision.scaler.scale(terms.sum()).backward()
+                sums += terms.detach().float().cpu()
+            break
         except torch.OutOfMemoryError:
             out_of_memory = True  # leave the except block first: it holds on to the tensors
         if out_of_memory:
@@ -887,6 +913,40 @@ def train_step(network, batch, target, normalisation, optimiser, precision, micr
             micro = max(1, min(micro, size) // 2)
             torch.cuda.empty_cache()
             tqdm.write(f"out of memory: {micro} photos at a time, accumulated to {size}")
+    learning = [p for p in network.parameters() if p.requires_grad]
+    if processes() > 1:
+        for parameter in learning:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        every = add_up(torch.cat([p.grad.flatten() for p in learning]), precision.device)
+        for parameter, grad in zip(
+            learning, every.split([p.numel() for p in learning]), strict=True
+        ):
+            parameter.grad.copy_(grad.view_as(parameter))
+    precision.scaler.unscale_(optimiser)
+    nn.utils.clip_grad_norm_(learning, 5.0)
+    precision.scaler.step(optimiser)
+    precision.scaler.update()
+    return dict(zip(HEADS, add_up(sums, precision.device).tolist(), strict=True)), micro
+
+
+def processes() -> int:
+    """How many processes train together (torchrun); 1 without it."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 does all the writing."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def add_up(values: torch.Tensor, device) -> torch.Tensor:
+    """The sum of `values` over all processes, where they were."""
+    if processes() == 1:
+        return values
+    there = values.to(device)
+    torch.distributed.all_reduce(there)
+    return there.to(values.device)
 
 
 @dataclass
@@ -901,32 +961,41 @@ class Fit:
 def fit(
     network: nn.Module,
     batches: Callable[[int], Iterator],
-    validate: Callable[[], dict] | None,
+    validate: Callable[[nn.Module], dict] | None,
     normalisation: Normalisation,
     precision: Precision,
     *,
+    parameters: list[dict],
     epochs: int,
-    batch_size: int,
-    learning_rate: float,
+    micro: int,
     weight_decay: float,
     patience: int,
+    seed: int,
+    ema_decay: float = 0.0,
     on_epoch: Callable[[dict, dict], None] = lambda row, state: None,
     resume: dict | None = None,
 ) -> Fit:
     """Train with AdamW and a cosine schedule after one epoch of warm-up.
 
-    `batches(epoch)` yields (inputs, targets); `validate()` returns a dict with `score`, lower is
-    better: training stops after `patience` epochs without a better one and keeps the best
-    weights. Without `validate` the last weights are kept. `on_epoch` gets the epoch's figures and
-    all that is needed to go on after a kill.
+    `batches(epoch)` yields (inputs, targets), `parameters` are AdamW's groups with their learning
+    rates; `validate(network)` returns a dict with `score`, lower is better: training stops after
+    `patience` epochs without a better one and keeps the best weights. Without `validate` the last
+    weights are kept. With `ema_decay` it is the running average of the weights that is validated
+    and kept. `on_epoch` gets the epoch's figures and all that is needed to go on after a kill.
     """
-    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(parameters, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda e: 0.1 if e == 0 else 0.505 + 0.495 * math.cos(math.pi * e / epochs)
     )
-    best, first, micro = Fit(clone_state(network), 0, math.inf), 0, batch_size
+    average, judged, steps = None, network, 0
+    if ema_decay:
+        from timm.utils import ModelEmaV3
+
+        average = ModelEmaV3(network, decay=ema_decay, use_warmup=True)
+        judged = average.module
+    best, first = Fit(clone_state(network), 0, math.inf), 0
     if validate and not resume:  # epoch 0: what it starts from
-        found = validate()
+        found = validate(judged)
         best.score = found["score"]
         on_epoch({"epoch": 0, **found}, {})
     if resume:
@@ -934,12 +1003,15 @@ def fit(
         optimiser.load_state_dict(resume["optimiser"])
         schedule.load_state_dict(resume["scheduler"])
         precision.scaler.load_state_dict(resume["scaler"])
-        torch.set_rng_state(resume["rng"])
-        best, first, micro = Fit(**resume["best"]), resume["epoch"], resume["micro"]
+        if average:
+            judged.load_state_dict(resume["average"])
+        best, first = Fit(**resume["best"]), resume["epoch"]
+        micro, steps = resume["micro"], resume["steps"]
     for epoch in range(first, epochs):
         if validate and epoch - best.epoch >= patience:
             break
         started = time.monotonic()
+        torch.manual_seed((seed * 1000 + epoch) * 1000 + rank())  # of dropout, CUDA's too
         network.train()
         history = []
         for batch, target in batches(epoch):
@@ -947,20 +1019,24 @@ def fit(
                 network, batch, target, normalisation, optimiser, precision, micro
             )
             history.append(losses)
+            steps += 1
+            if average:
+                average.update(network, step=steps)
         schedule.step()
         means = {f"loss_{h}": statistics.fmean(row[h] for row in history) for h in HEADS}
-        found = validate() if validate else {"score": -epoch}  # without one, the last is the best
+        found = validate(judged) if validate else {"score": -epoch}  # without: the last is best
         if found["score"] < best.score:
-            best = Fit(clone_state(network), epoch + 1, found["score"])
+            best = Fit(clone_state(judged), epoch + 1, found["score"])
         row = {"epoch": epoch + 1, **means, **found, "seconds": time.monotonic() - started}
         state = {
             "model": network.state_dict(),
             "optimiser": optimiser.state_dict(),
             "scheduler": schedule.state_dict(),
             "scaler": precision.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
+            "average": judged.state_dict() if average else None,
             "epoch": epoch + 1,
             "micro": micro,
+            "steps": steps,
             "best": vars(best),
         }
         on_epoch(row, state)
@@ -970,6 +1046,20 @@ def fit(
 
 def clone_state(network: nn.Module) -> dict[str, torch.Tensor]:
     return {k: v.detach().clone() for k, v in network.state_dict().items()}
+
+
+def balance(photos: Photos) -> np.ndarray:
+    """Weights of the photos, inverse to the root of how crowded their place is; a place is as wide
+    as a hundredth of their spread."""
+    spread = Normalisation.fit(photos).spread_km
+    return density.sampling_weights(photos.lat, photos.lon, 0.01 * spread)
+
+
+def draw_rows(rows: np.ndarray, weights: np.ndarray | None, rng) -> np.ndarray:
+    """All rows shuffled, or as many drawn with replacement by their weights."""
+    if weights is None:
+        return rng.permutation(rows)
+    return rng.choice(rows, size=len(rows), p=weights / weights.sum())
 
 
 def trivial_answers(photos: Photos) -> dict[str, float]:
@@ -1330,6 +1420,7 @@ class HeadTrainer:
         self.normalisation = Normalisation.fit(self.photos)
         self.targets = targets_of(data.photos, self.normalisation)
         self.trivial = trivial_answers(self.photos)
+        self.weights = balance(self.photos) if options["balanced"] else None
         self.heads = PredictionHeads(
             data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
         )
@@ -1380,7 +1471,7 @@ class HeadTrainer:
         """Shuffled batches, every photo with a tag in a random one of the six orientations."""
         rng, rows = np.random.default_rng((self.seed, epoch)), self.rows
         parts = math.ceil(len(rows) / self.options["batch_size"])
-        for part in np.array_split(rng.permutation(rows), parts):
+        for part in np.array_split(draw_rows(rows, self.weights, rng), parts):
             view = rng.integers(0, len(ORIENTATION_CLASSES), len(part))
             shown = np.where(self.data.photos.orientation[part] >= 0, view, -1)
             target = {k: self.targets[k][part] for k in ("point", "time", "altitude")}
@@ -1401,14 +1492,15 @@ class HeadTrainer:
         fit(
             self.heads,
             self.batches,
-            None if validation is None else lambda: self.figures(validation),
+            None if validation is None else lambda _: self.figures(validation),
             self.normalisation,
             self.precision,
+            parameters=[{"params": self.heads.parameters(), "lr": options["learning_rate"]}],
             epochs=epochs,
-            batch_size=options["batch_size"],
-            learning_rate=options["learning_rate"],
+            micro=options["batch_size"],
             weight_decay=options["weight_decay"],
             patience=options["patience"],
+            seed=self.seed,
             on_epoch=lambda row, state: history.append(row),
         )
         return history
@@ -1697,25 +1789,74 @@ def mean_figures(figures: list[dict]) -> dict:
 # ---------------------------------------------------------------- fine-tuning: end to end
 
 
+class PixelCache:
+    """Photos decoded to training size, as raw bytes on disk that all workers share. A photo counts
+    once its flag is set, which is last; the folder's name depends on all files and the size."""
+
+    def __init__(self, folder: Path, photos: Photos, size: int) -> None:
+        content = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in photos.files]
+        about = json.dumps([size, content])
+        self.folder = folder / f"pixels-{size}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        count, half = len(photos), size // 2
+        self.whole = self.map("whole", (count, size, size, 3))
+        self.square = self.map("square", (count, half, half, 3))
+        self.there = self.map("there", (count,))
+
+    def map(self, name: str, shape: tuple) -> np.memmap:
+        file = self.folder / f"{name}.raw"
+        with file.open("ab") as handle:
+            handle.truncate(math.prod(shape))  # sparse: takes space as photos come
+        return np.memmap(file, np.uint8, "r+", shape=shape)
+
+    def pixels(self, row: int, decode: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarray]:
+        if not self.there[row]:
+            self.whole[row], self.square[row] = decode()
+            self.there[row] = 1
+        return self.whole[row], self.square[row]
+
+
+def pixel_cache(photos: Photos, size: int, folder: Path, limit_gb: float) -> PixelCache | None:
+    """The cache if all photos fit in so many GB and on the disk, otherwise None and a line."""
+    needed = len(photos) * size * size * 3 * 1.25 / 1e9
+    folder.mkdir(parents=True, exist_ok=True)
+    room = min(limit_gb, 0.9 * shutil.disk_usage(folder).free / 1e9)
+    if needed <= room:
+        cache = PixelCache(folder, photos, size)
+        for other in folder.glob("pixels-*"):  # of photos as they no longer are
+            if other != cache.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        return cache
+    print(f"photos are decoded anew in every epoch: keeping them takes {needed:.1f} GB, "
+          f"--cache-gb and the disk allow {room:.1f}")  # fmt: skip
+    return None
+
+
 class PhotoSet(torch.utils.data.Dataset):
     """Photos as network inputs; `epoch` chooses the view shown, None gives all six.
 
     A photo that cannot be read is None: it is left out of its batch and named once.
     """
 
-    def __init__(self, photos: Photos, rows, size: int, network, data_dir: Path | None) -> None:
-        self.photos, self.rows, self.size, self.data_dir = photos, rows, size, data_dir
+    def __init__(
+        self, photos: Photos, size: int, network, data_dir: Path | None, cache=None
+    ) -> None:
+        self.photos, self.size, self.data_dir, self.cache = photos, size, data_dir, cache
         self.backbone = network.rgb_branch
         self.epoch: int | None = None
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.photos)
 
-    def __getitem__(self, position: int):
-        row = int(self.rows[position])
+    def decode(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        photo = open_upright(self.photos.files[row], max_side=2 * self.size)
+        return picture_pixels(photo, self.size)
+
+    def __getitem__(self, row: int):
         try:
-            photo = open_upright(self.photos.files[row], max_side=2 * self.size)
-            inputs = picture_inputs(photo, self.size, self.backbone)
+            read = functools.partial(self.decode, row)
+            pixels = self.cache.pixels(row, read) if self.cache else read()
+            inputs = pixel_inputs(*pixels, self.backbone)
             if self.data_dir is not None:
                 path = depth_file(self.data_dir, self.photos.names[row])
                 inputs["depth"] = depth_input(load_depth_map(path), self.size)
@@ -1750,21 +1891,30 @@ def photo_loader(dataset: PhotoSet, batch_size: int, precision, order=None):
 
 
 @torch.inference_mode()
-def predict_photos(network, photos: Photos, rows, size, data_dir, precision, title: str) -> dict:
-    """Raw outputs of the whole network, as HeadTrainer.predict, with the `rows` that were read."""
+def predict_photos(network, dataset: PhotoSet, rows: np.ndarray, precision, title: str) -> dict:
+    """Raw outputs of the whole network, as HeadTrainer.predict, with the `rows` that were read.
+    Under torchrun the processes share the work and all get the result."""
     network.eval()
-    dataset = PhotoSet(photos, rows, size, network, data_dir)
+    dataset.epoch = None
     found: dict[str, list] = {}
-    for item in tqdm(photo_loader(dataset, 4, precision), desc=title, unit="batch", leave=False):
+    loader = photo_loader(dataset, 4, precision, rows[rank() :: processes()].tolist())
+    for item in tqdm(loader, desc=title, unit="batch", leave=False, disable=rank() > 0):
         if item is None:
             continue
         inputs, read, _ = item
         for key, value in predict_batch(network, inputs, precision).items():
             found.setdefault(key, []).append(value)
         found.setdefault("rows", []).append(read)
+    if processes() > 1:
+        every: list = [None] * processes()
+        torch.distributed.all_gather_object(every, found)
+        keys = set().union(*every)
+        found = {key: [x for part in every for x in part.get(key, [])] for key in keys}
     if not found:
         raise ValueError("none of the photos could be read")
-    return {k: np.concatenate(v) for k, v in found.items()}
+    found = {k: np.concatenate(v) for k, v in found.items()}
+    order = np.argsort(found["rows"])
+    return {k: v[order] for k, v in found.items()}
 
 
 def view_logits(network: GPSPredictionNet, views: torch.Tensor) -> torch.Tensor:
@@ -1786,6 +1936,26 @@ def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[st
     return {k: v.float().cpu().numpy() for k, v in found.items()}
 
 
+def learning_groups(network: GPSPredictionNet, options: dict) -> list[dict]:
+    """AdamW's parameter groups: backbones without their first frozen stages, and heads."""
+    from timm.models import group_parameters
+
+    backbones = [b for b in (network.rgb_branch, network.depth_branch) if b is not None]
+    for backbone in backbones:
+        stages = group_parameters(backbone, backbone.group_matcher(coarse=True))
+        if options["freeze_stages"] > len(stages):
+            density.stop(f"--freeze-stages: this backbone has only {len(stages)} stages")
+        frozen = {n for stage in sorted(stages)[: options["freeze_stages"]] for n in stages[stage]}
+        for name, parameter in backbone.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+    learning = [p for b in backbones for p in b.parameters() if p.requires_grad]
+    rate = options["learning_rate"]
+    return [
+        {"params": learning, "lr": rate},
+        {"params": list(network.heads.parameters()), "lr": rate * options["head_rate"]},
+    ]
+
+
 def train_finetune(
     photos: Photos, inputs: str, network, paths: dict, precision, options: dict, identity: str
 ) -> dict:
@@ -1799,27 +1969,37 @@ def train_finetune(
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
-    data_dir = paths["data"] if inputs == "depth" else None
-    size, batch_size = options["image_size"], options["batch_size"]
+    weights = balance(train) if options["balanced"] else None
     network.to(precision.device, memory_format=torch.channels_last)
-    dataset = PhotoSet(photos, rows["train"], size, network, data_dir)
+    network.fixed_statistics = options["pretrained"]  # a few photos at a time would blur them
+    if options["compile"]:
+        network.compile()
+    size, micro = options["image_size"], options["micro_batch"] or options["batch_size"]
+    cache = pixel_cache(photos, size, paths["data"] / "cache", options["cache_gb"])
+    dataset = PhotoSet(photos, size, network, paths["data"] if inputs == "depth" else None, cache)
 
     def batches(epoch: int) -> Iterator:
+        """As many batches on every process; one whose photos have run out gets None."""
+        order = draw_rows(rows["train"], weights, np.random.default_rng((options["seed"], epoch)))
         dataset.epoch = epoch
-        order = np.random.default_rng((options["seed"], epoch)).permutation(len(dataset))
-        loader = photo_loader(dataset, batch_size, precision, order.tolist())
-        for item in tqdm(loader, desc=f"epoch {epoch + 1}", unit="batch", leave=False):
-            if item is not None:
-                batch, read, view = item
-                goal = {k: targets[k][read] for k in ("point", "time", "altitude")}
-                yield batch, {**goal, "view": view}
+        mine = order[rank() :: processes()].tolist()
+        items = iter(photo_loader(dataset, options["batch_size"], precision, mine))
+        steps = math.ceil(math.ceil(len(order) / processes()) / options["batch_size"])
+        title = f"epoch {epoch + 1}"
+        for _ in tqdm(range(steps), title, unit="batch", leave=False, disable=rank() > 0):
+            item = next(items, None)
+            if item is None:
+                yield None, None
+                continue
+            batch, read, view = item
+            goal = {k: targets[k][read] for k in ("point", "time", "altitude")}
+            yield batch, {**goal, "view": view}
 
-    def predict(part: str) -> dict:
-        title = f"{part} photos"
-        return predict_photos(network, photos, rows[part], size, data_dir, precision, title)
+    def predict(part: str, judged: nn.Module = network) -> dict:
+        return predict_photos(judged, dataset, rows[part], precision, f"{part} photos")
 
-    def validate() -> dict:
-        found = predict("val")
+    def validate(judged: nn.Module) -> dict:
+        found = predict("val", judged)
         return validation_figures(found, photos.take(found["rows"]), trivial, normalisation)
 
     last = paths["checkpoints"] / f"last_{inputs}.pth"
@@ -1830,6 +2010,8 @@ def train_finetune(
     def on_epoch(row: dict, state: dict) -> None:
         history.append({"fold": 1, **row})
         print_row(f"epoch {row['epoch']}/{options['epochs']}", row)
+        if rank():
+            return
         write_metrics(paths["checkpoints"], inputs, history)
         if state:
             save(last, {"identity": identity, "history": history, "training": state})
@@ -1840,11 +2022,13 @@ def train_finetune(
         validate,
         normalisation,
         precision,
+        parameters=learning_groups(network, options),
         epochs=options["epochs"],
-        batch_size=batch_size,
-        learning_rate=options["learning_rate"],
+        micro=micro,
         weight_decay=options["weight_decay"],
         patience=options["patience"],
+        seed=options["seed"],
+        ema_decay=options["ema_decay"],
         on_epoch=on_epoch,
         resume=resume["training"],
     )
@@ -2016,7 +2200,7 @@ def train_models(
     overwrite: bool,
 ) -> None:
     """Train the models asked for, one after the other, and copy the better one."""
-    for folder in (checkpoint_dir, data_dir / "cache"):
+    for folder in (checkpoint_dir, data_dir / "cache") if rank() == 0 else ():
         density.sweep_temporaries(folder)
     photos, left_out = read_photos(data_dir, image_dir)
     wanted = ("rgb", "depth") if inputs == "both" else (inputs,)
@@ -2046,6 +2230,8 @@ def train_models(
             continue
         if overwrite:
             (checkpoint_dir / f"last_{name}.pth").unlink(missing_ok=True)
+        if processes() > 1:
+            torch.distributed.barrier()  # none may find what another has just removed
         checkpoint = train(photos, name, network, paths, precision, options, identity)
         scores[name] = checkpoint["metrics"]["score"]
         content = {
@@ -2056,9 +2242,11 @@ def train_models(
             "table_sha256": table_sha256,
             **checkpoint,
         }
-        write_checkpoint(target, content)
-        print(f"wrote {target}")
-    copy_better(checkpoint_dir, scores)
+        if rank() == 0:
+            write_checkpoint(target, content)
+            print(f"wrote {target}")
+    if rank() == 0:
+        copy_better(checkpoint_dir, scores)
     print(f"next: python evaluate_gps_model.py{command_flags(data_dir, checkpoint_dir)}")
 
 
@@ -2072,7 +2260,7 @@ def build_network(backbone: str, use_depth: bool, seed: int) -> GPSPredictionNet
 
 def run_identity(photos: Photos, table_sha256: str, name: str, backbone: str, options) -> str:
     """What must be equal for results to be reused; fine-tuning may go on for more epochs."""
-    changing = ("epochs",) if options["mode"] == "finetune" else ()
+    changing = ("epochs", *UNIMPORTANT) if options["mode"] == "finetune" else ()
     settings = {k: v for k, v in options.items() if k not in changing}
     content = [table_sha256, photos.names, name, backbone, settings, FORMAT]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -2154,12 +2342,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' positions")
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--seed", default=SEED, type=int, help="of everything random")
+    add("--balanced", default=BALANCED, action=yes_no, help="crowded places count less")
+    add("--head-rate", default=HEAD_RATE, type=float, help="rate of the heads over the backbones'")
+    add("--freeze-stages", default=FREEZE_STAGES, type=int, help="fine-tuning leaves them alone")
+    add("--ema-decay", default=EMA_DECAY, type=float, help="of the averaged weights; 0 = none")
+    add("--micro-batch", default=MICRO_BATCH, type=int, help="photos per pass (default: the batch)")
+    add("--compile", default=COMPILE, action=yes_no, help="torch.compile when fine-tuning")
+    add("--cache-gb", default=CACHE_GB, type=float, help="disk for photos at training size")
     add("--overwrite", action="store_true", help="train again what is finished")
     args = parser.parse_args(argv)
-    for name in ("image_size", "frozen_image_size", "epochs", "batch_size", "patience"):
+    for name in (
+        "image_size", "frozen_image_size", "epochs", "batch_size", "patience", "micro_batch",
+    ):  # fmt: skip
         value = getattr(args, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.freeze_stages < 0 or not 0 <= args.ema_decay < 1:
+        parser.error("--freeze-stages must not be negative and --ema-decay in 0 ≤ d < 1")
     if args.folds is not None and args.folds < 3:
         parser.error("--folds must be at least 3: one to test, one to validate, one to train")
     return args
@@ -2167,20 +2366,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    precision = Precision(args.precision)
     data_dir = Path(args.data_dir)
-    train_models(
-        data_dir,
-        Path(args.image_dir) if args.image_dir else data_dir / "images",
-        Path(args.checkpoint_dir),
-        args.inputs,
-        args.backbone,
-        args.pretrained,
-        precision,
-        resolve_options(args, precision),
-        args.overwrite,
-    )
+    with together():
+        precision = Precision(args.precision)
+        train_models(
+            data_dir,
+            Path(args.image_dir) if args.image_dir else data_dir / "images",
+            Path(args.checkpoint_dir),
+            args.inputs,
+            args.backbone,
+            args.pretrained,
+            precision,
+            resolve_options(args, precision),
+            args.overwrite,
+        )
     return 0
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Under torchrun: join the other processes; all but the first are silent."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        with open(os.devnull, "w") as nowhere:
+            quiet = contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext()
+            with quiet:
+                yield
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
@@ -2194,8 +2413,13 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
     }
     options = {
         name: getattr(args, name)
-        for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
+        for name in ("split", "weight_decay", "gallery", "seed", "pretrained", "balanced")
     }
+    if frozen and processes() > 1:
+        density.stop("frozen mode trains in one process: start it without torchrun")
+    if not frozen:
+        names = ("head_rate", "freeze_stages", "ema_decay", *UNIMPORTANT)
+        options |= {name: getattr(args, name) for name in names} | {"processes": processes()}
     for name, (when_frozen, otherwise) in by_mode.items():
         given = getattr(args, name)
         options[name] = given if given is not None else when_frozen if frozen else otherwise
