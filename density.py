@@ -305,6 +305,26 @@ def sample_mixture(centres, log_weights, bandwidth_km, count: int, seed: int = 0
     return centres[chosen] * (1 - versine)[:, None] + tangent * sine[:, None]
 
 
+def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: int) -> list[tuple]:
+    """At most `count` places (lat, lon, probability) of one mixture, most probable first.
+
+    A place is one of the centres with what lies within `reach_km` of it and not of an earlier
+    one, by 1,000 draws; places with less than 2 % are left out.
+    """
+    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
+    near = arc_km(centres[:, None], draws[None]) <= reach_km
+    places = []
+    for _ in range(count):
+        shares = near.mean(axis=1)
+        best = int(np.argmax(shares))
+        if shares[best] < 0.02:
+            break
+        lat, lon = lat_lon(centres[best])
+        places.append((float(lat), float(lon), float(shares[best])))
+        near = near & ~near[best]
+    return places
+
+
 def credible_radius_km(point, centres, log_weights, bandwidth_km, level: float) -> float:
     """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws."""
     draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)

@@ -188,6 +188,15 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
         if head == "gps":
             block |= position_metrics(own, trivial, knn, found["answers"], rows)
             block |= likelihood_metrics(found, groups, draws, seed)
+    own, trivial = (errors[who]["sun"] for who in ("answers", "trivial"))
+    rows = np.isfinite(own)
+    metrics["sun"] = {"n": int(rows.sum())}
+    if rows.any():
+        metrics["sun"] |= {
+            "mean_deg": float(own[rows].mean()),
+            "interval_deg": interval(own[rows], groups[rows], weighted_mean, draws, seed),
+            "baseline_mean_deg": float(trivial[rows].mean()),
+        }
     metrics["orientation"] = orientation_metrics(found, photos, groups, draws, seed)
     return metrics
 
@@ -315,6 +324,8 @@ def prediction_rows(name: str, found: dict, photos, groups: np.ndarray) -> list[
             "time": clock(answers["minutes"][i]),
             "time_certainty": answers["time_certainty"][i],
             "error_minutes": errors["answers"]["time"][i],
+            "true_sun_elevation_deg": photos.sun[i],
+            "sun_elevation_deg": answers["sun"][i],
             "true_altitude_m": photos.altitude[i],
             "altitude_m": answers["altitude"][i],
             "error_m": errors["answers"]["altitude"][i],
@@ -674,6 +685,12 @@ def findings(metrics: dict, difference: dict) -> list[str]:
                     f"{told['posterior']:.2f}, with the head's point alone {told['head']:.2f}, "
                     f"with the training positions alone {told['positions']:.2f} (higher is better)."
                 )
+        if block["sun"]["n"]:
+            lines.append(
+                f"{TITLES[model]}: mean error of the sun's elevation "
+                f"{block['sun']['mean_deg']:.1f}°, of its median "
+                f"{block['sun']['baseline_mean_deg']:.1f}°."
+            )
     shown = {"gps": ("median position error", distance_label)}
     shown["time"] = ("mean time error", "{:.1f} min".format)
     shown["altitude"] = ("mean altitude error", "{:.1f} m".format)
@@ -890,17 +907,20 @@ def predict_unknown(
         batch = {k: v[None] for k, v in inputs.items()}
         raw = trainer.predict_batch(network, batch, precision)
         answer = trainer.answers_of(raw, checkpoint["gallery"], posterior, normalisation)
+        places = trainer.likely_places(raw, checkpoint["gallery"], posterior, normalisation)[0]
         row = {
             "filename": name,
             "latitude": answer["lat"][0],
             "longitude": answer["lon"][0],
             "radius50_km": answer["radius50_km"][0],
             "radius90_km": answer["radius90_km"][0],
+            "places": "; ".join(f"{lat:.5f} {lon:.5f} {p * 100:.0f} %" for lat, lon, p in places),
             "time": clock(answer["minutes"][0]),
             "time_certainty": answer["time_certainty"][0],
             "orientation": ORIENTATION_CLASSES[int(chance.argmax())],
             "orientation_probability": chance.max(),
             "altitude_m": answer["altitude"][0],
+            "sun_elevation_deg": answer["sun"][0],
         }
         rows.append({k: tidy(v) for k, v in row.items()})
         print_prediction(rows[-1], turned)
@@ -972,7 +992,9 @@ def print_prediction(row: dict, turned: int) -> None:
         f"{row['filename']}\n"
         f"  position     {row['latitude']:.5f}, {row['longitude']:.5f} "
         f"± {half} (50 %), {most} (90 %)\n"
-        f"  time         {row['time']} (certainty {row['time_certainty']:.2f})\n"
+        f"  most likely  {row['places'] or 'no distinct place'}\n"
+        f"  time         {row['time']} (certainty {row['time_certainty']:.2f}), "
+        f"sun {row['sun_elevation_deg']:.0f}° high\n"
         f"  orientation  {row['orientation']} ({row['orientation_probability'] * 100:.0f} %"
         f"{', turned upright first' if turned else ''})\n"
         f"  altitude     {row['altitude_m']:.0f} m"

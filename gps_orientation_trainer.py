@@ -76,11 +76,11 @@ CACHE_GB = 8.0  # GB on disk for photos decoded to training size, if all of them
 # ------------------------------------------------------------------------
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
-FORMAT = 3  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 4  # of the checkpoint; raised when an older one can no longer be read
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
-HEADS = ("gps", "time", "orientation", "altitude")
+HEADS = ("gps", "time", "orientation", "altitude", "sun")
 NEIGHBOURS = 64  # of the gallery that enter a prediction
 LEVELS = 5  # feature maps, first to last, whose mean and spread are features too
 SCALES = 2  # sizes at which the photo is seen, each half the one before
@@ -104,6 +104,7 @@ class Photos:
     lon: np.ndarray
     minutes: np.ndarray  # local time of day, 0 ≤ m < 1440
     altitude: np.ndarray  # metres
+    sun: np.ndarray  # elevation of the sun in degrees
     orientation: np.ndarray  # index into ORIENTATION_CLASSES, -1 without an explicit tag
     seconds: np.ndarray  # instant in seconds, UTC where known, for bursts
     camera: np.ndarray
@@ -138,6 +139,7 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
         lon=table["gps_longitude"].where(~distrust).to_numpy(float),
         minutes=((local - midnight).dt.total_seconds() / 60).to_numpy(float),
         altitude=table["gps_altitude"].to_numpy(float),
+        sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
         .fillna(-1)
         .to_numpy(int),
@@ -184,6 +186,11 @@ def point_minutes(points: np.ndarray) -> np.ndarray:
 def minutes_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Circular distance of two times of day in minutes, at most 720."""
     return np.abs((np.asarray(a) - b + MINUTES_PER_DAY / 2) % MINUTES_PER_DAY - MINUTES_PER_DAY / 2)
+
+
+def sun_height(degrees: np.ndarray) -> np.ndarray:
+    """Sine of the sun's elevation: its height above the horizon, -1..1."""
+    return np.sin(np.radians(degrees))
 
 
 @dataclass
@@ -242,6 +249,7 @@ def targets_of(photos: Photos, normalisation: Normalisation) -> dict[str, torch.
         "point": torch.from_numpy(density.unit_vectors(photos.lat, photos.lon)),
         "time": torch.from_numpy(time_point(photos.minutes)).float(),
         "altitude": torch.from_numpy(normalisation.altitude_target(photos.altitude)).float(),
+        "sun": torch.from_numpy(sun_height(photos.sun)).float(),
         "tag": torch.from_numpy(photos.orientation),
     }
 
@@ -281,7 +289,7 @@ def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.n
 
 
 class GPSPredictionNet(nn.Module):
-    """Two backbones, one trunk, four heads.
+    """Two backbones, one trunk, four heads and an auxiliary one for the sun.
 
     Input: a dict with `rgb` (B, 3, S, S) upright, `view` (B, 3, V, V) a centre square in one of
     the six orientations and, with depth, `depth` (B, 1, S, S). Output: see PredictionHeads.
@@ -323,9 +331,9 @@ class PredictionHeads(nn.Module):
     """The shared trunk and the heads: all that frozen mode trains.
 
     Input: a dict with the principal axes (B, hidden) of the features `pooled` (B, F) and `grid`
-    (B, G), see project. Output: a dict with gps (B, 2), time (B, 2), altitude (B,), orientation
-    (B, 6) and trunk (B, hidden), the gallery's features. The orientation head reads the RGB grid
-    alone: the depth of a turned photo is not the turned depth.
+    (B, G), see project. Output: a dict with gps (B, 2), time (B, 2), altitude (B,), sun (B,), the
+    sine of its elevation, orientation (B, 6) and trunk (B, hidden), the gallery's features. The
+    orientation head reads the RGB grid alone: the depth of a turned photo is not the turned depth.
     """
 
     def __init__(self, blocks: list[int], grid: int, hidden: int, use_depth: bool = False) -> None:
@@ -343,9 +351,10 @@ class PredictionHeads(nn.Module):
         self.gps = nn.Linear(hidden, 2)
         self.time = nn.Linear(hidden, 2)
         self.altitude = nn.Linear(hidden, 1)
+        self.sun = nn.Linear(hidden, 1)
         self.orientation = nn.Linear(hidden, len(ORIENTATION_CLASSES))
         self.dropout = nn.Dropout(0.5)
-        for layer in (self.bend[-1], self.gps, self.time, self.altitude, self.orientation):
+        for layer in (self.bend[-1], *(getattr(self, head) for head in HEADS)):
             nn.init.zeros_(layer.weight)  # starts as the trivial answer: the centre, the mean
             nn.init.zeros_(layer.bias)
 
@@ -365,6 +374,7 @@ class PredictionHeads(nn.Module):
             "gps": self.gps(used),
             "time": self.time(used),
             "altitude": self.altitude(used)[:, 0],
+            "sun": self.sun(used)[:, 0],
             "trunk": trunk,
         }
 
@@ -546,21 +556,35 @@ def head_losses(
     """Per head the summed loss over the labelled photos of a batch, and their number.
 
     gps: great-circle km / spread; time: squared chord on the unit circle; altitude: squared
-    error of the standardised asinh; orientation: cross-entropy of the view shown.
+    error of the standardised asinh; sun: squared error of the sine; orientation: cross-entropy of
+    the view shown.
     """
-    placed = torch.isfinite(target["point"][:, 0])
-    timed = torch.isfinite(target["time"][:, 0])
-    levelled = torch.isfinite(target["altitude"])
-    viewed = target["view"] >= 0
+    known = labelled(target)
+    placed, timed, viewed = known["gps"], known["time"], known["orientation"]
     point = decode_gps(output["gps"][placed], normalisation)
     away = great_circle_km(point, target["point"][placed]) / normalisation.spread_km
-    clock = (output["time"][timed].float() - target["time"][timed]).square().mean(1)
-    level = (output["altitude"][levelled].float() - target["altitude"][levelled]).square()
-    turn = F.cross_entropy(
-        output["orientation"][viewed].float(), target["view"][viewed], reduction="none"
-    )
-    per_head = dict(gps=away, time=clock, altitude=level, orientation=turn)
+    per_head = {
+        "gps": away,
+        "time": (output["time"][timed].float() - target["time"][timed]).square().mean(1),
+        "orientation": F.cross_entropy(
+            output["orientation"][viewed].float(), target["view"][viewed], reduction="none"
+        ),
+    }
+    for head in ("altitude", "sun"):
+        off = output[head][known[head]].float() - target[head][known[head]]
+        per_head[head] = off.square()
     return {head: (loss.sum(), len(loss)) for head, loss in per_head.items()}
+
+
+def labelled(target: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Which photos of a batch teach each head, (B,) bool."""
+    return {
+        "gps": torch.isfinite(target["point"][:, 0]),
+        "time": torch.isfinite(target["time"][:, 0]),
+        "orientation": target["view"] >= 0,
+        "altitude": torch.isfinite(target["altitude"]),
+        "sun": torch.isfinite(target["sun"]),
+    }
 
 
 # ---------------------------------------------------------------- pretrained weights
@@ -880,10 +904,8 @@ def train_step(network, batch, target, normalisation, optimiser, precision, micr
     size = len(target["view"]) if batch else 0
     labels = torch.zeros(len(HEADS))
     if batch:
-        known = (target["point"][:, 0], target["time"][:, 0], target["altitude"])
-        labels = torch.stack(
-            [torch.isfinite(k).sum() for k in known] + [(target["view"] >= 0).sum()]
-        ).float()
+        known = labelled(target)
+        labels = torch.stack([known[head].sum() for head in HEADS]).float()
     labels = dict(zip(HEADS, add_up(labels, precision.device).clamp_min(1).tolist(), strict=True))
     while True:
         optimiser.zero_grad(set_to_none=True)
@@ -1063,8 +1085,9 @@ def draw_rows(rows: np.ndarray, weights: np.ndarray | None, rng) -> np.ndarray:
 
 
 def trivial_answers(photos: Photos) -> dict[str, float]:
-    """What one would say without looking: geographic median, circular median, median altitude."""
-    answers = dict.fromkeys(("lat", "lon", "minutes", "altitude"), math.nan)
+    """What one would say without looking: geographic median, circular median, median altitude and
+    median elevation of the sun."""
+    answers = dict.fromkeys(("lat", "lon", "minutes", "altitude", "sun"), math.nan)
     if photos.placed.any():
         answers["lat"], answers["lon"] = density.geographic_median(
             photos.lat[photos.placed], photos.lon[photos.placed]
@@ -1074,19 +1097,24 @@ def trivial_answers(photos: Photos) -> dict[str, float]:
         every = np.arange(0, MINUTES_PER_DAY, 5.0)
         cost = [minutes_apart(minutes, candidate).mean() for candidate in every]
         answers["minutes"] = float(every[int(np.argmin(cost))])
-    metres = photos.altitude[np.isfinite(photos.altitude)]
-    if len(metres):
-        answers["altitude"] = float(np.median(metres))
+    for name in ("altitude", "sun"):
+        values = getattr(photos, name)[np.isfinite(getattr(photos, name))]
+        if len(values):
+            answers[name] = float(np.median(values))
     return answers
 
 
 def answer_errors(answers: dict[str, np.ndarray], photos: Photos) -> dict[str, np.ndarray]:
-    """Error of answers (lat, lon, minutes, altitude) per photo: km, circular minutes, metres."""
-    return {
+    """Error of answers (lat, lon, minutes, altitude and perhaps sun) per photo: km, circular
+    minutes, metres and degrees."""
+    errors = {
         "gps": density.distance_km(answers["lat"], answers["lon"], photos.lat, photos.lon),
         "time": minutes_apart(answers["minutes"], photos.minutes),
         "altitude": np.abs(answers["altitude"] - photos.altitude),
     }
+    if "sun" in answers:
+        errors["sun"] = np.abs(answers["sun"] - photos.sun)
+    return errors
 
 
 @functools.cache
@@ -1152,6 +1180,7 @@ def decode(prediction: dict, normalisation: Normalisation) -> dict[str, np.ndarr
         "lon": lon,
         "minutes": point_minutes(prediction["time"]),
         "altitude": normalisation.altitude_m(prediction["altitude"]),
+        "sun": np.degrees(np.arcsin(np.clip(prediction["sun"].astype(float), -1, 1))),
     }
 
 
@@ -1275,7 +1304,8 @@ class Posterior:
 
 def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisation) -> dict:
     """Final answers for raw predictions: the posterior's point and radii (km), time (minutes and
-    its certainty 0..1), altitude (m) and the logits of the six views."""
+    its certainty 0..1), altitude (m), the sun's elevation (degrees) and the logits of the six
+    views."""
     answers = decode(prediction, normalisation)
     head = density.unit_vectors(answers["lat"], answers["lon"])
     mixture = posterior.mixture(head, *neighbours_of(prediction, gallery), normalisation)
@@ -1299,6 +1329,20 @@ def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisa
         "time_certainty": np.minimum(np.linalg.norm(prediction["time"], axis=1), 1.0),
         "views": prediction["views"],
     }
+
+
+def likely_places(
+    prediction, gallery: dict | None, posterior: Posterior, normalisation, count: int = 3
+) -> list[list[tuple]]:
+    """For each photo its most probable distinct places, see density.distinct_places; a place
+    reaches two bandwidths far."""
+    answers = decode(prediction, normalisation)
+    head = density.unit_vectors(answers["lat"], answers["lon"])
+    mixture = posterior.mixture(head, *neighbours_of(prediction, gallery), normalisation)
+    reach = 2 * (posterior.head_bandwidth_km if gallery is None else posterior.bandwidth_km)
+    return [
+        density.distinct_places(*(m[i] for m in mixture), reach, count) for i in range(len(head))
+    ]
 
 
 def neighbours_of(prediction: dict, gallery: dict | None) -> tuple[np.ndarray, np.ndarray]:
@@ -1436,6 +1480,7 @@ class HeadTrainer:
                 "gps": encode_gps(self.photos.lat, self.photos.lon, self.normalisation),
                 "time": time_point(self.photos.minutes),
                 "altitude": self.normalisation.altitude_target(self.photos.altitude)[:, None],
+                "sun": sun_height(self.photos.sun)[:, None],
             }.items()
         }
         classes = LOGIT_SCALE * np.eye(len(ORIENTATION_CLASSES))
@@ -1474,7 +1519,7 @@ class HeadTrainer:
         for part in np.array_split(draw_rows(rows, self.weights, rng), parts):
             view = rng.integers(0, len(ORIENTATION_CLASSES), len(part))
             shown = np.where(self.data.photos.orientation[part] >= 0, view, -1)
-            target = {k: self.targets[k][part] for k in ("point", "time", "altitude")}
+            target = {k: self.targets[k][part] for k in ("point", "time", "altitude", "sun")}
             yield (
                 {"pooled": self.axes[part], "grid": self.grid_axes[part, view]},
                 {**target, "view": torch.from_numpy(shown)},
@@ -1722,7 +1767,7 @@ def train_frozen(
     network.heads = trainer.heads
     return {
         "normalisation": vars(trainer.normalisation),
-        "posterior": middle_posterior([r["posterior"] for r in results]),
+        "posterior": middle_of([r["posterior"] for r in results]),
         "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
         "gallery": trainer.gallery() if options["gallery"] else None,
         "held_out": in_order(results, len(photos)),
@@ -1774,10 +1819,13 @@ def in_order(results: list[dict], count: int) -> dict:
     return {**merged, "prior": torch.from_numpy(prior)}
 
 
-def middle_posterior(found: list[dict]) -> dict:
-    """Settings between those of the folds: medians of the numbers, the more frequent estimator."""
-    numbers = {k: statistics.median(p[k] for p in found) for k in found[0] if k != "estimator"}
-    return {**numbers, "estimator": statistics.mode(p["estimator"] for p in found)}
+def middle_of(found: list[dict]) -> dict:
+    """Settings between those of the folds: medians of the numbers, the most frequent word."""
+    columns = {key: [one[key] for one in found] for key in found[0]}
+    return {
+        key: statistics.mode(values) if isinstance(values[0], str) else statistics.median(values)
+        for key, values in columns.items()
+    }
 
 
 def mean_figures(figures: list[dict]) -> dict:
@@ -1932,7 +1980,8 @@ def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[st
     with precision.autocast():
         output = network({**inputs, "view": views[:, 0]})
         logits = view_logits(network, views)
-    found = {k: output[k] for k in ("gps", "time", "altitude", "trunk")} | {"views": logits}
+    names = ("gps", "time", "altitude", "sun", "trunk")
+    found = {k: output[k] for k in names} | {"views": logits}
     return {k: v.float().cpu().numpy() for k, v in found.items()}
 
 
@@ -1992,7 +2041,7 @@ def train_finetune(
                 yield None, None
                 continue
             batch, read, view = item
-            goal = {k: targets[k][read] for k in ("point", "time", "altitude")}
+            goal = {k: targets[k][read] for k in ("point", "time", "altitude", "sun")}
             yield batch, {**goal, "view": view}
 
     def predict(part: str, judged: nn.Module = network) -> dict:

@@ -192,6 +192,33 @@ def naive(photo_set: PhotoSet) -> dict:
     return trainer.answer_errors(found, photos)
 
 
+def by_the_sun(photo_set: PhotoSet, answers: dict) -> dict:
+    """Errors when the time is that of the training photos, each counting by normal kernels of how
+    far its hour is from the time head's point and its sun from the sun head's height: the same
+    hour has another sun in another season. Widths are fixed: chosen inside the fold they were
+    worse still on few photos."""
+    photos, fold_of = photo_set.data.photos, photo_set.folds("grouped")
+    told = answers["time_certainty"][:, None] * trainer.time_point(answers["minutes"])
+    height = trainer.sun_height(answers["sun"])
+    minutes = answers["minutes"].copy()
+    for fold in range(photo_set.options["folds"]):
+        asked = np.flatnonzero(fold_of == fold)
+        known = np.flatnonzero(
+            (fold_of != fold) & np.isfinite(photos.minutes) & np.isfinite(photos.sun)
+        )
+        if not len(known):
+            continue
+        hours, suns = (
+            trainer.time_point(photos.minutes[known]),
+            trainer.sun_height(photos.sun[known]),
+        )
+        apart = ((told[asked, None] - hours) ** 2).sum(axis=2) / (2 * 0.3**2)
+        apart += (height[asked, None] - suns) ** 2 / (2 * 0.1**2)
+        weights = np.exp(apart.min(axis=1, keepdims=True) - apart)
+        minutes[asked] = trainer.point_minutes(weights @ hours)
+    return trainer.answer_errors({**answers, "minutes": minutes}, photos)
+
+
 def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     """Errors per photo of every row, and the seconds that it took."""
     data, photos = photo_set.data, photo_set.data.photos
@@ -234,6 +261,8 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     begun = {"seconds": 0.0, "turns": None}
     table["trivial answer"] = trainer.answer_errors(found["trivial"], photos) | begun
     table["nearest neighbours"] = found["knn_errors"] | begun
+    add("time by the sun (not adopted)", lambda: by_the_sun(photo_set, found["answers"]))
+    add("crowded places drawn less", lambda: train(photo_set, data, balanced=True))
     add("full recipe and depth", lambda: train(photo_set, photo_set.depth))
     found = add("full recipe, random folds", lambda: train(photo_set, data, "random"))
     table["nearest neighbours, random folds"] = found["knn_errors"] | begun
@@ -276,6 +305,11 @@ def cells(row: dict, groups: np.ndarray) -> dict[str, tuple]:
     return found
 
 
+def short(value: float) -> str:
+    """Three digits, never an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
     """Print a set's table, the best of each column starred; returns it as records."""
     groups = photo_set.groups
@@ -301,7 +335,7 @@ def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
                 continue
             figure, low, high = row[column]
             star = "*" if best.get(column) == name else ""
-            line += f"{f'{star}{figure:.3g} ({low:.3g} … {high:.3g})':>25}"
+            line += f"{f'{star}{short(figure)} ({short(low)} … {short(high)})':>25}"
             records.append({"set": photo_set.name, "row": name, "column": column,
                             "figure": figure, "low": low, "high": high})  # fmt: skip
         print(line + f"{table[name]['seconds']:8.0f}")
@@ -321,6 +355,18 @@ def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
         value, (low, high) = ratio(table[own]["gps"], table[other]["gps"], groups)
         print(f"  position, {own.lstrip('+ ')} / {other.lstrip('+ ')}: "
               f"{value:.2f} ({low:.2f} … {high:.2f})")  # fmt: skip
+    for head, unit in (("time", "min"), ("altitude", "m")):
+        own, plain = full[head], table["trivial answer"][head]
+        rows = np.isfinite(own) & np.isfinite(plain)
+        if not rows.any():
+            continue
+        gain = plain[rows] - own[rows]
+        limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+        low, high = limits or (np.nan, np.nan)
+        print(f"  {head}: {short(own[rows].mean())} {unit}, trivial answer "
+              f"{short(plain[rows].mean())} {unit}: "
+              f"{'better' if gain.mean() > 0 else 'NOT better'}, gain {short(gain.mean())} "
+              f"({short(low)} … {short(high)})")  # fmt: skip
     told = full["log_likelihood"]
     rows = np.isfinite(told["posterior"])
     for name, what in (("head", "the head's point alone"), ("positions", "training positions")):

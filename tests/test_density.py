@@ -503,6 +503,16 @@ def test_credible_radius_of_one_kernel_is_rayleigh():
     assert radius == pytest.approx(3 * np.sqrt(2 * np.log(2)), rel=0.07)
 
 
+def test_distinct_places_share_the_probability():
+    lat, lon = np.array([10.0, 10.001, 20.0, 30.0]), np.array([5.0, 5.0, 5.0, 5.0])
+    centres = density.unit_vectors(lat, lon)
+    weights = np.array([0.35, 0.2, 0.44, 0.01])  # the first two are one place, the last too rare
+    places = density.distinct_places(centres, np.log(weights), np.full(4, 0.5), 5.0, 3)
+    assert [round(p[0]) for p in places] == [10, 20]
+    assert [p[2] for p in places] == pytest.approx([0.55, 0.44], abs=0.05)
+    assert density.distinct_places(centres, np.log(weights), np.full(4, 0.5), 5.0, 1) == places[:1]
+
+
 # ---------------------------------------------------------------- order and cells
 
 

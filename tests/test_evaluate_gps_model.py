@@ -393,7 +393,8 @@ def strangers(folder, count=3) -> list:
 
 PRINTED = re.compile(
     r"^  position     -?\d+\.\d+, -?\d+\.\d+ ± [\d.,]+ k?m \(50 %\), [\d.,]+ k?m \(90 %\)\n"
-    r"  time         \d\d:\d\d \(certainty [\d.]+\)\n"
+    r"  most likely  (-?\d+\.\d+ -?\d+\.\d+ \d+ %(; )?){1,3}\n"
+    r"  time         \d\d:\d\d \(certainty [\d.]+\), sun -?\d+° high\n"
     r"  orientation  (Normal|Rotated|Flipped).* \(\d+ %.*\)\n"
     r"  altitude     -?\d+ m$",
     re.M,

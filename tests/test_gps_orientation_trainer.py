@@ -13,6 +13,7 @@ import sys
 import urllib.error
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, copy_data, quietly, training_arguments
@@ -56,6 +57,7 @@ def make_photos(count: int, seed: int = 0, **columns) -> trainer.Photos:
         "lon": np.where(gaps[0], np.nan, rng.normal(7, 0.2, count)),
         "minutes": np.where(gaps[1], np.nan, rng.uniform(0, 1440, count)),
         "altitude": np.where(gaps[2], np.nan, rng.gamma(2, 300, count)),
+        "sun": np.where(gaps[1] | gaps[0], np.nan, rng.uniform(-20, 70, count)),
         "orientation": rng.integers(-1, 6, count),
         "seconds": rng.uniform(0, 1e5, count),
         "camera": rng.choice(["a", "b"], count),
@@ -207,7 +209,7 @@ def make_batch(count=12, seed=0):
         return torch.randn(*shape, generator=generator)
 
     output = {"gps": random(count, 2), "time": random(count, 2), "altitude": random(count)}
-    output["orientation"] = random(count, 6)
+    output |= {"orientation": random(count, 6), "sun": random(count)}
     return output, target, normalisation
 
 
@@ -219,6 +221,7 @@ def test_losses_against_their_definitions():
     km = density.distance_km(lat, lon, photos.lat, photos.lon)
     square = (output["time"].numpy() - trainer.time_point(photos.minutes)) ** 2
     level = output["altitude"].numpy() - normalisation.altitude_target(photos.altitude)
+    sun = output["sun"].numpy() - np.sin(np.radians(photos.sun))
     tagged = photos.orientation >= 0
     chance = torch.log_softmax(output["orientation"], 1).numpy()
     chance = chance[np.arange(40), photos.orientation][tagged]
@@ -227,6 +230,7 @@ def test_losses_against_their_definitions():
         "time": (np.nansum(square.mean(1)), np.isfinite(photos.minutes).sum()),
         "altitude": (np.nansum(level**2), np.isfinite(photos.altitude).sum()),
         "orientation": (-chance.sum(), tagged.sum()),
+        "sun": (np.nansum(sun**2), np.isfinite(photos.sun).sum()),
     }
     for head, (total, count) in wanted.items():
         assert float(found[head][0]) == pytest.approx(total, rel=1e-5)
@@ -239,10 +243,11 @@ def test_missing_labels_teach_nothing():
     target["time"][4:] = torch.nan
     target["altitude"][5:] = torch.nan
     target["view"][6:] = -1
+    target["sun"][7:] = torch.nan
     output = {k: v.requires_grad_() for k, v in output.items()}
     losses = trainer.head_losses(output, target, normalisation)
     sum(loss for loss, _ in losses.values()).backward()
-    for key, first in (("gps", 3), ("time", 4), ("altitude", 5), ("orientation", 6)):
+    for key, first in (("gps", 3), ("time", 4), ("altitude", 5), ("orientation", 6), ("sun", 7)):
         assert torch.isfinite(output[key].grad).all()
         assert (output[key].grad[first:] == 0).all()
         assert (output[key].grad[: first - 1] != 0).any()
@@ -325,7 +330,8 @@ def test_network_shapes(backbone, use_depth):
     output = network(network_inputs(3, 96, use_depth))
     shapes = {k: tuple(v.shape) for k, v in output.items()}
     assert shapes == {
-        "gps": (3, 2), "time": (3, 2), "altitude": (3,), "orientation": (3, 6), "trunk": (3, 32),
+        "gps": (3, 2), "time": (3, 2), "altitude": (3,), "sun": (3,), "orientation": (3, 6),
+        "trunk": (3, 32),
     }  # fmt: skip
     assert (output["gps"] == 0).all()  # starts at the trivial answer
 
@@ -630,13 +636,13 @@ class Linear(nn.Module):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.layer = nn.Linear(8, 11)
+        self.layer = nn.Linear(8, 12)
 
     def forward(self, batch):
         found = self.layer(batch["x"])
         return {
-            "gps": found[:, :2], "time": found[:, 2:4], "altitude": found[:, 4],
-            "orientation": found[:, 5:],
+            "gps": found[:, :2], "time": found[:, 2:4], "altitude": found[:, 4], "sun": found[:, 5],
+            "orientation": found[:, 6:],
         }  # fmt: skip
 
 
@@ -672,6 +678,29 @@ def test_small_parts_give_the_gradient_of_the_whole_batch(micro):
     assert small_losses == pytest.approx(losses, rel=1e-5)
     assert torch.allclose(gradient, small_gradient, rtol=1e-4, atol=1e-6)
     assert torch.allclose(whole.layer.weight, parts.layer.weight, atol=1e-6)
+
+
+def test_losses_of_a_step_are_means_over_the_labels_of_each_head():
+    network = Linear()
+    _, target, normalisation = make_batch(13, 4)
+    target["altitude"][:6], target["sun"][:9] = torch.nan, torch.nan
+    batch = {"x": torch.randn(13, 8, generator=torch.Generator().manual_seed(2))}
+    wanted = trainer.head_losses(network(batch), target, normalisation)
+    precision = trainer.Precision("fp32", "cpu")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    found, _ = trainer.train_step(network, batch, target, normalisation, optimiser, precision, 4)
+    assert found == pytest.approx({h: v.item() / n for h, (v, n) in wanted.items()}, rel=1e-5)
+    assert len({n for _, n in wanted.values()}) > 3  # a mix-up of the counts would show
+
+
+def test_a_batch_without_a_readable_photo_changes_nothing():
+    network = Linear()
+    before = network.layer.weight.clone()
+    precision = trainer.Precision("fp32", "cpu")
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
+    losses, micro = trainer.train_step(network, None, None, None, optimiser, precision, 4)
+    assert set(losses.values()) == {0.0} and micro == 4
+    assert torch.equal(network.layer.weight, before)
 
 
 def test_out_of_memory_halves_the_part_and_changes_nothing_else(capsys):
@@ -895,7 +924,9 @@ def test_trivial_answers_are_the_best_constants():
 
 def test_trivial_answers_without_labels_are_unknown():
     nothing = np.full(4, np.nan)
-    photos = make_photos(4, lat=nothing, lon=nothing, minutes=nothing, altitude=nothing)
+    photos = make_photos(
+        4, lat=nothing, lon=nothing, minutes=nothing, altitude=nothing, sun=nothing
+    )
     assert all(math.isnan(v) for v in trainer.trivial_answers(photos).values())
 
 
@@ -1047,6 +1078,7 @@ def test_answers_are_finite_and_radii_grow(with_gallery):
         "gps": rng.normal(0, 3, (9, 2)).astype(np.float32),
         "time": rng.normal(0, 1, (9, 2)).astype(np.float32),
         "altitude": rng.normal(0, 50, 9).astype(np.float32),
+        "sun": rng.normal(0, 1, 9).astype(np.float32),
         "trunk": rng.normal(0, 1, (9, 4)).astype(np.float32),
         "views": rng.normal(0, 1, (9, 6, 6)),
     }
@@ -1071,6 +1103,7 @@ def test_validation_score_is_one_for_the_trivial_answer():
         "gps": np.zeros((50, 2), np.float32),
         "time": np.tile(trainer.time_point(trivial["minutes"]), (50, 1)),
         "altitude": np.tile(normalisation.altitude_target(trivial["altitude"]), 50),
+        "sun": np.zeros(50),
         "views": np.tile(np.eye(6)[0], (50, 6, 1)),  # always "Normal"
     }
     figures = trainer.validation_figures(prediction, photos, trivial, normalisation)
@@ -1124,7 +1157,7 @@ def test_checkpoint_rebuilds_the_network_alone(trained):
 def test_final_network_reproduces_its_gallery(trained):
     """Photo → network gives the trunk features that the checkpoint stores for it."""
     checkpoint = trainer.read_checkpoint(trained.checkpoints / "best_gps_model_rgb.pth")
-    network, _, _ = trainer.rebuild(checkpoint)
+    network, *_ = trainer.rebuild(checkpoint)
     photos, _ = trainer.read_photos(trained.data, trained.data / "images")
     names = checkpoint["split"]["names"]
     rows = np.array([photos.names.index(name) for name in names])
@@ -1531,6 +1564,117 @@ def test_labels_are_those_of_the_truth(photo_set):
 
 
 # ---------------------------------------------------------------- fine-tuning
+
+
+def test_crowded_places_are_drawn_less_often():
+    lat = np.r_[np.full(90, 46.0), np.linspace(47, 50, 10)]
+    photos = make_photos(100, lat=lat, lon=np.full(100, 7.0))
+    weights = trainer.balance(photos)
+    assert weights.mean() == pytest.approx(1) and weights[95] > 3 * weights[0]
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([trainer.draw_rows(np.arange(100), weights, rng) for _ in range(200)])
+    share = (drawn >= 90).mean()
+    assert share == pytest.approx(weights[90:].sum() / weights.sum(), abs=0.02)
+    assert (np.sort(trainer.draw_rows(np.arange(9), None, rng)) == np.arange(9)).all()
+
+
+def test_frozen_stages_and_statistics_stay_and_heads_learn_faster():
+    network = trainer.build_network("test_resnet", True, 0)
+    network.fixed_statistics = True
+    options = {"freeze_stages": 2, "learning_rate": 1e-4, "head_rate": 7.0}
+    backbones, heads = trainer.learning_groups(network, options)
+    assert (backbones["lr"], heads["lr"]) == (1e-4, pytest.approx(7e-4))
+    frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
+    assert any("rgb_branch.conv1" in n for n in frozen)
+    assert any("depth_branch" in n for n in frozen) and not any("layer4" in n for n in frozen)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    _, target, normalisation = make_batch(4)
+    optimiser = torch.optim.AdamW([backbones, heads])
+    network.train()
+    trainer.train_step(network, network_inputs(4), target, normalisation, optimiser,
+                       trainer.Precision("fp32", "cpu"), 4)  # fmt: skip
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(v, before[k])}
+    assert not changed & frozen and not any("running" in k for k in changed)
+    assert any("layer4" in k for k in changed) and "heads.gps.weight" in changed
+
+
+def test_more_stages_than_there_are_are_refused(capsys):
+    network = trainer.build_network("test_resnet", False, 0)
+    with pytest.raises(SystemExit) as end:
+        trainer.learning_groups(
+            network, {"freeze_stages": 99, "learning_rate": 1.0, "head_rate": 1.0}
+        )
+    assert end.value.code == 2 and "has only" in capsys.readouterr().err
+
+
+def test_cached_pixels_are_the_decoded_ones_and_need_no_photo(photo_set, tmp_path):
+    data = copy_data(photo_set, tmp_path)
+    photos, _ = trainer.read_photos(data, data / "images")
+    network = trainer.build_network("test_resnet", False, 0)
+    cache = trainer.pixel_cache(photos, 64, tmp_path / "cache", 1.0)
+    plain, cached = (trainer.PhotoSet(photos, 64, network, None, c) for c in (None, cache))
+    assert all(torch.equal(v, cached[3][0][k]) for k, v in plain[3][0].items())
+    again = trainer.PhotoSet(
+        photos, 64, network, None, trainer.pixel_cache(photos, 64, tmp_path / "cache", 1.0)
+    )
+    again.decode = pytest.fail  # a second run reads what the first one left
+    assert torch.equal(again[3][0]["rgb"], plain[3][0]["rgb"])
+    trainer.pixel_cache(photos, 32, tmp_path / "cache", 1.0)
+    assert len(list((tmp_path / "cache").glob("pixels-*"))) == 1  # that of the other size is gone
+
+
+def test_too_small_a_cache_is_said(photo_set, capsys):
+    photos, _ = trainer.read_photos(photo_set.data, photo_set.images)
+    assert trainer.pixel_cache(photos, 64, photo_set.data / "cache", 0.0) is None
+    assert "--cache-gb and the disk allow 0.0" in capsys.readouterr().out
+
+
+TOGETHER = """
+import sys
+sys.path.insert(0, {root!r})
+from torch import nn
+
+class Still(nn.Dropout):  # masks differ between processes
+    def __init__(self, p=0.0):
+        super().__init__(0.0)
+
+nn.Dropout = Still
+import gps_orientation_trainer
+sys.exit(gps_orientation_trainer.main())
+"""
+
+
+def test_two_processes_train_like_one_with_twice_the_batch(photo_set, tmp_path):
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER.format(root=str(REPOSITORY)), encoding="utf-8")
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29531")
+    curves, models = [], []
+    for name, start, batch in (("one", (), "8"), ("two", launcher, "4")):
+        data, checkpoints = copy_data(photo_set, tmp_path / name), tmp_path / name / "c"
+        more = f"--inputs rgb --backbone test_convnext --epochs 3 --batch-size {batch}"
+        arguments = finetune_arguments(data, checkpoints, *more.split(), "--precision", "fp32")
+        done = subprocess.run(
+            [sys.executable, *start, str(script), *map(str, arguments)],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("epoch 3/3") == 1  # one process speaks
+        curves.append(pd.read_csv(checkpoints / "metrics.csv"))
+        models.append(torch.load(checkpoints / "last_rgb.pth", weights_only=True)["training"])
+    for column in [f"loss_{head}" for head in trainer.HEADS] + ["score", "median_km"]:
+        one, two = (curve[column].to_numpy() for curve in curves)
+        assert one == pytest.approx(two, rel=1e-4, nan_ok=True), column
+    assert curves[0]["loss_gps"].iloc[-1] != curves[0]["loss_gps"].iloc[1]
+    for key, value in models[0]["model"].items():
+        torch.testing.assert_close(value, models[1]["model"][key], rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_mode_refuses_torchrun(monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "processes", lambda: 2)
+    with pytest.raises(SystemExit) as end:
+        trainer.resolve_options(trainer.parse_args(["--mode", "frozen"]),
+                                trainer.Precision("fp32", "cpu"))  # fmt: skip
+    assert end.value.code == 2 and "without torchrun" in capsys.readouterr().err
 
 
 def finetune_arguments(data, checkpoints, *more) -> list[str]:
