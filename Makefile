@@ -37,6 +37,7 @@ lint: .venv/dev
 bench: .venv/dev  ## speed against ExifTool and the official depth procedure
 	$(PY) tests/bench_exif.py
 	$(PY) tests/bench_depth.py
+	$(PY) tests/bench_training.py
 
 ablation: demo .venv/dev  ## what each ingredient of the recipe brings, on the demo and other photos
 	$(PY) tests/ablation.py --csv evaluation/ablation.csv

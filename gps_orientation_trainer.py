@@ -7,6 +7,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
     python gps_orientation_trainer.py
     python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
     python gps_orientation_trainer.py --mode finetune --image-size 512   # end to end, with a GPU
+    torchrun --nproc_per_node=2 gps_orientation_trainer.py --mode finetune   # with two
 """
 
 import argparse
@@ -425,12 +426,10 @@ class Ridge:
 def principal_axes(values: torch.Tensor, count: int) -> torch.Tensor:
     """At most `count` orthonormal principal axes of centred rows (N, D), by the Gram matrix."""
     gram = values @ values.T if len(values) <= values.shape[1] else values.T @ values
-    strength, vectors = torch.linalg.eigh(gram.double())
-    kept = (strength > 1e-6 * strength[-1]).nonzero()[:, 0].flip(0)[:count]
-    axes = vectors[:, kept].T.float()
-    if len(values) <= values.shape[1]:
-        axes = axes @ values / strength[kept, None].sqrt().float()
-    return axes
+    strength, vectors = torch.linalg.eigh(gram)
+    kept = (strength > 1e-5 * strength[-1]).nonzero()[:, 0].flip(0)[:count]
+    axes = vectors[:, kept].T
+    return axes @ values / strength[kept, None].sqrt() if len(values) <= values.shape[1] else axes
 
 
 def create_backbone(name: str, channels: int) -> nn.Module:
@@ -1005,7 +1004,8 @@ def fit(
     weights are kept. With `ema_decay` it is the running average of the weights that is validated
     and kept. `on_epoch` gets the epoch's figures and all that is needed to go on after a kill.
     """
-    optimiser = torch.optim.AdamW(parameters, weight_decay=weight_decay)
+    fused = precision.device.type in ("cpu", "cuda")
+    optimiser = torch.optim.AdamW(parameters, weight_decay=weight_decay, fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda e: 0.1 if e == 0 else 0.505 + 0.495 * math.cos(math.pi * e / epochs)
     )
@@ -1469,7 +1469,7 @@ class HeadTrainer:
             data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
         )
         seen = rows[self.photos.orientation >= 0]
-        seen = seen[:: max(1, len(seen) // 500)] if len(seen) else rows[:1]
+        seen = seen[:: max(1, len(seen) // 200)] if len(seen) else rows[:1]
         some = rows[:: max(1, len(rows) // 4000)]
         self.heads.fit_axes(pooled=data.pooled[some], grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
@@ -1533,7 +1533,14 @@ class HeadTrainer:
         for head in HEADS:
             self.start(head, ridges[head])
         history: list[dict] = []
-        options = self.options
+        options, self.states = self.options, []
+
+        def on_epoch(row: dict, state: dict) -> None:
+            history.append(row)
+            self.states.append(
+                {k: v.detach().clone() for k, v in self.heads.named_parameters() if v.requires_grad}
+            )
+
         fit(
             self.heads,
             self.batches,
@@ -1546,9 +1553,13 @@ class HeadTrainer:
             weight_decay=options["weight_decay"],
             patience=options["patience"],
             seed=self.seed,
-            on_epoch=lambda row, state: history.append(row),
+            on_epoch=on_epoch,
         )
         return history
+
+    def go_back(self, epoch: int) -> None:
+        """Restore the heads as they were after that epoch of the last training; 0 = its start."""
+        self.heads.load_state_dict(self.states[epoch], strict=False)
 
     @torch.inference_mode()
     def predict(self, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -1600,24 +1611,31 @@ def choose_ridges(pairs: list[tuple[HeadTrainer, np.ndarray]]) -> dict[str, floa
     return {head: RIDGES[int(np.argmin(costs[head]))] for head in HEADS}
 
 
-def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, seed: int) -> dict:
+def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, shared: dict) -> dict:
     """Make every choice without the photos of `fold`: train without one more fold, validate on
-    it; with few photos each of the others is left out in turn and the choice is made on all."""
+    it; with few photos each of the others is left out in turn and the choice is made on all. What
+    is trained without two folds serves both of them: `shared` keeps it until then."""
     folds = int(fold_of.max()) + 1
     left_out = [(fold + k) % folds for k in range(1, folds)]
     if (fold_of != fold).sum() > FEW_FOR_CHOICES:
         left_out = left_out[:1]
     pairs = []
     for other in left_out:
-        train = np.flatnonzero((fold_of != fold) & (fold_of != other))
-        trainer = HeadTrainer(data, train, precision, options, seed)
+        one, two = sorted((fold, other))
+        trainer = shared.pop((one, two), None)
+        if trainer is None:
+            train = np.flatnonzero((fold_of != fold) & (fold_of != other))
+            seed = options["seed"] * 1000 + 100 + folds * one + two
+            trainer = HeadTrainer(data, train, precision, options, seed)
+            if len(left_out) > 1:
+                shared[one, two] = trainer
         pairs.append((trainer, np.flatnonzero(fold_of == other)))
     ridges = choose_ridges(pairs)
     histories = [trainer.train(ridges, options["epochs"], rows) for trainer, rows in pairs]
     epochs = range(min(map(len, histories)))
     epoch = min(epochs, key=lambda e: sum(history[e]["score"] for history in histories))
     for trainer, _ in pairs:
-        trainer.train(ridges, epoch)
+        trainer.go_back(epoch)
     photos = data.photos
     return {
         "ridges": ridges,
@@ -1650,12 +1668,15 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, see
     }
 
 
-def train_fold(data: FrozenData, fold_of, fold: int, precision, options: dict) -> dict:
+def train_fold(
+    data: FrozenData, fold_of, fold: int, precision, options: dict, shared: dict
+) -> dict:
     """One fold: every choice made on the other folds, then trained on all of them; returns
-    held-out answers for the photos of `fold` with baselines and what was chosen."""
+    held-out answers for the photos of `fold` with baselines and what was chosen. `shared` is one
+    dict for all folds, see rehearse."""
     photos, seed = data.photos, options["seed"] * 1000 + fold
     test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-    choice = rehearse(data, fold_of, fold, precision, options, seed)
+    choice = rehearse(data, fold_of, fold, precision, options, shared)
     trainer = HeadTrainer(data, known, precision, options, seed)
     trainer.train(choice["ridges"], choice["epoch"])
     prediction, asked = trainer.predict(test), photos.take(test)
@@ -1749,9 +1770,10 @@ def train_frozen(
     last = paths["checkpoints"] / f"last_{inputs}.pth"
     done = resume_from(last, identity) or {"folds": {}}
     print_rule(inputs)
+    shared: dict = {}
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
-            result = train_fold(data, fold_of, fold, precision, options)
+            result = train_fold(data, fold_of, fold, precision, options, shared)
             plain = {name: vars(result[name]) for name in ("posterior", "alone")}
             done["folds"][fold] = {**result, **plain}
             save(last, {**done, "identity": identity})
@@ -2264,6 +2286,10 @@ def train_models(
         left_out["no depth map"] = int((~mapped).sum())
         photos = photos.take(np.flatnonzero(mapped))
     describe_photos(photos, left_out)
+    if options["balanced"]:
+        weights = balance(photos)
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        print(f"balanced: {len(photos)} photos, drawn by weights, count like {effective:.0f}")
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune

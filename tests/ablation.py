@@ -128,8 +128,9 @@ class FromScratch(trainer.HeadTrainer):
 def train(photo_set: PhotoSet, data: trainer.FrozenData, kind: str = "grouped", **changes) -> dict:
     """Held-out answers of the recipe on some features, with baselines: see train_fold."""
     options, fold_of = {**photo_set.options, **changes}, photo_set.folds(kind)
+    shared: dict = {}
     results = [
-        trainer.train_fold(data, fold_of, fold, photo_set.precision, options)
+        trainer.train_fold(data, fold_of, fold, photo_set.precision, options, shared)
         for fold in range(options["folds"])
     ]
     found = trainer.in_order(results, len(data.photos))
@@ -189,6 +190,36 @@ def naive(photo_set: PhotoSet) -> dict:
         "minutes": hours + np.clip(answers[:, 3] * 59, 0, 59),
         "altitude": answers[:, 4],
     }
+    return trainer.answer_errors(found, photos)
+
+
+def metric_head(photo_set: PhotoSet) -> dict:
+    """Position by classes, as PIGEON does (Haas 2023): a softmax over the training photos, its
+    targets smoothed by distance; the answer is the photo of least expected distance."""
+    data, fold_of = photo_set.data, photo_set.folds("grouped")
+    photos, options = data.photos, photo_set.options
+    found = {k: np.full(len(photos), np.nan) for k in ("lat", "lon", "minutes", "altitude")}
+    for fold in range(options["folds"]):
+        test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
+        heads = trainer.HeadTrainer(data, known, photo_set.precision, options, fold)
+        known = known[photos.placed[known]]
+        places = density.unit_vectors(photos.lat[known], photos.lon[known])
+        apart = density.arc_km(places[:, None], places[None])
+        targets = torch.from_numpy(-apart / (heads.normalisation.spread_km / 20)).softmax(1).float()
+        torch.manual_seed(fold)
+        rng = np.random.default_rng(fold)
+        layer = nn.Linear(heads.axes.shape[1], len(known))
+        optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
+        for _ in range(options["epochs"]):
+            for part in np.array_split(rng.permutation(len(known)), max(1, len(known) // 64)):
+                optimiser.zero_grad()
+                used = nn.functional.dropout(heads.axes[known[part]], 0.5)
+                nn.functional.cross_entropy(layer(used), targets[part]).backward()
+                optimiser.step()
+        with torch.inference_mode():
+            chances = layer(heads.axes[test]).softmax(1).double().numpy()
+        best = known[(chances @ apart).argmin(axis=1)]
+        found["lat"][test], found["lon"][test] = photos.lat[best], photos.lon[best]
     return trainer.answer_errors(found, photos)
 
 
@@ -261,8 +292,9 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     begun = {"seconds": 0.0, "turns": None}
     table["trivial answer"] = trainer.answer_errors(found["trivial"], photos) | begun
     table["nearest neighbours"] = found["knn_errors"] | begun
+    add("classes of places (not adopted)", lambda: metric_head(photo_set))
     add("time by the sun (not adopted)", lambda: by_the_sun(photo_set, found["answers"]))
-    add("crowded places drawn less", lambda: train(photo_set, data, balanced=True))
+    add("crowded places less (not adopted)", lambda: train(photo_set, data, balanced=True))
     add("full recipe and depth", lambda: train(photo_set, photo_set.depth))
     found = add("full recipe, random folds", lambda: train(photo_set, data, "random"))
     table["nearest neighbours, random folds"] = found["knn_errors"] | begun
@@ -325,10 +357,10 @@ def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
         figures = {name: found[name][column][0] for name in compared if column in found[name]}
         if figures:
             best[column] = (max if column == "turns" else min)(figures, key=figures.get)
-    print(f"{'':33}" + "".join(f"{column:>25}" for column in columns) + "       s")
+    print(f"{'':36}" + "".join(f"{column:>25}" for column in columns) + "       s")
     records = []
     for name, row in found.items():
-        line = f"{name:33}"
+        line = f"{name:36}"
         for column in columns:
             if column not in row:
                 line += f"{'–':>25}"
