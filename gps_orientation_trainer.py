@@ -1860,21 +1860,21 @@ def mean_figures(figures: list[dict]) -> dict:
 
 
 class PixelCache:
-    """Photos decoded to training size, as raw bytes on disk that all workers share. A photo counts
-    once its flag is set, which is last; the folder's name depends on all files and the size."""
+    """Photos decoded to training size, as raw bytes on disk that all workers and processes share.
+    A photo counts once its flag is set, which is last."""
 
-    def __init__(self, folder: Path, photos: Photos, size: int) -> None:
-        content = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in photos.files]
-        about = json.dumps([size, content])
-        self.folder = folder / f"pixels-{size}-{hashlib.sha256(about.encode()).hexdigest()[:16]}"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        count, half = len(photos), size // 2
+    def __init__(self, folder: Path, count: int, size: int) -> None:
+        self.about = folder, count, size
+        folder.mkdir(parents=True, exist_ok=True)
         self.whole = self.map("whole", (count, size, size, 3))
-        self.square = self.map("square", (count, half, half, 3))
+        self.square = self.map("square", (count, size // 2, size // 2, 3))
         self.there = self.map("there", (count,))
 
+    def __reduce__(self):
+        return PixelCache, self.about  # a spawned worker opens the files, it does not copy them
+
     def map(self, name: str, shape: tuple) -> np.memmap:
-        file = self.folder / f"{name}.raw"
+        file = self.about[0] / f"{name}.raw"
         with file.open("ab") as handle:
             handle.truncate(math.prod(shape))  # sparse: takes space as photos come
         return np.memmap(file, np.uint8, "r+", shape=shape)
@@ -1892,11 +1892,13 @@ def pixel_cache(photos: Photos, size: int, folder: Path, limit_gb: float) -> Pix
     folder.mkdir(parents=True, exist_ok=True)
     room = min(limit_gb, 0.9 * shutil.disk_usage(folder).free / 1e9)
     if needed <= room:
-        cache = PixelCache(folder, photos, size)
-        for other in folder.glob("pixels-*"):  # of photos as they no longer are
-            if other != cache.folder:
+        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in photos.files]
+        key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        current = folder / f"pixels-{size}-{key}"
+        for other in folder.glob("pixels-*"):  # of photos or a size no longer asked for
+            if other != current:
                 shutil.rmtree(other, ignore_errors=True)
-        return cache
+        return PixelCache(current, len(photos), size)
     print(f"photos are decoded anew in every epoch: keeping them takes {needed:.1f} GB, "
           f"--cache-gb and the disk allow {room:.1f}")  # fmt: skip
     return None

@@ -33,14 +33,9 @@ class InMemory:
         return self.values[rows, columns]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--photos", type=int, default=500)
-    parser.add_argument("--epochs", type=int, default=30)
-    args = parser.parse_args()
-    rng, count = np.random.default_rng(0), args.photos
+def made_up(count: int) -> trainer.FrozenData:
+    """Photos in groups of five with random labels, and features that know a little of the place."""
+    rng = np.random.default_rng(0)
     places = rng.normal(0, 1, (count // 5 + 1, 2))[np.arange(count) // 5]
     photos = trainer.Photos(
         names=[f"{i}.jpg" for i in range(count)],
@@ -54,14 +49,23 @@ def main() -> int:
         camera=np.full(count, "camera"),
         files=[Path(f"{i}.jpg") for i in range(count)],
     )
-    network = trainer.build_network(trainer.LITE0, False, 0)
-    heads = network.heads
+    heads = trainer.build_network(trainer.LITE0, False, 0).heads
     first, grid = sum(heads.blocks), heads.grid_mean.numel()
     pooled = rng.standard_normal((count, first + 6 * grid), np.float32).astype(np.float16)
-    data = trainer.FrozenData(
+    pooled[:, :2] += 0.3 * places.astype(np.float16)
+    return trainer.FrozenData(
         photos, pooled[:, :first], heads.blocks, InMemory(pooled), first, grid
     )
-    data.pooled[:, :2] += 0.3 * places.astype(np.float16)  # something to learn
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--photos", type=int, default=500)
+    parser.add_argument("--epochs", type=int, default=30)
+    args = parser.parse_args()
+    data, network = made_up(args.photos), trainer.build_network(trainer.LITE0, False, 0)
     precision = trainer.Precision("fp32", "cpu")
     arguments = ["--mode", "frozen", "--epochs", str(args.epochs), "--patience", "1000"]
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
@@ -69,11 +73,11 @@ def main() -> int:
         paths = {"checkpoints": Path(folder)}
         trainer.frozen_features = lambda *_: (data, [])
         begun = time.monotonic()
-        trainer.train_frozen(photos, "rgb", network, paths, precision, options, "bench")
+        trainer.train_frozen(data.photos, "rgb", network, paths, precision, options, "bench")
         took = time.monotonic() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{count} photos, {args.epochs} epochs, {options['folds']} folds and the final model: "
-          f"{took:.0f} s, peak memory {peak:.2f} GiB")  # fmt: skip
+    what = f"{args.photos} photos, {args.epochs} epochs, {options['folds']} folds and final model"
+    print(f"{what}: {took:.0f} s, peak memory {peak:.2f} GiB")
     return 0
 
 

@@ -1619,6 +1619,8 @@ def test_cached_pixels_are_the_decoded_ones_and_need_no_photo(photo_set, tmp_pat
     )
     again.decode = pytest.fail  # a second run reads what the first one left
     assert torch.equal(again[3][0]["rgb"], plain[3][0]["rgb"])
+    assert len(pickle.dumps(cache)) < 1000  # what a spawned worker gets
+    assert (pickle.loads(pickle.dumps(cache)).whole[3] == cache.whole[3]).all()
     trainer.pixel_cache(photos, 32, tmp_path / "cache", 1.0)
     assert len(list((tmp_path / "cache").glob("pixels-*"))) == 1  # that of the other size is gone
 
