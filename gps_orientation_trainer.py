@@ -59,21 +59,12 @@ FROZEN_IMAGE_SIZE = 448  # pixels, the same for frozen features
 EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
 BATCH_SIZE = None  # photos per step; None = 64 frozen, 8 fine-tuning; halved when CUDA runs out
 LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning (of the backbones)
-WEIGHT_DECAY = 0.05  # of AdamW
 PATIENCE = None  # epochs without a better validation score; None = 5 frozen, 15 fine-tuning
 SPLIT = "grouped"  # grouped (nearby photos and bursts stay together) or random (flatters)
 FOLDS = None  # cross-validation; None = 5 frozen, one 70/15/15 split fine-tuning
 GALLERY = True  # keep features and positions of the training photos: better, less private
 PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
-BALANCED = False  # True draws photos of crowded places less often
-# Fine-tuning only:
-HEAD_RATE = 10.0  # learning rate of trunk and heads over that of the backbones
-FREEZE_STAGES = 0  # first stages of the backbones that stay as pretrained
-EMA_DECAY = 0.998  # of the running average of the weights, which is validated and kept; 0 = none
-MICRO_BATCH = None  # photos per forward pass, gradients accumulated; None = the whole batch
-COMPILE = False  # torch.compile the network: slower start, faster steps on a GPU
-CACHE_GB = 8.0  # GB on disk for photos decoded to training size, if all of them fit; 0 = none
 # ------------------------------------------------------------------------
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
@@ -2412,21 +2403,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--epochs", default=EPOCHS, type=int, help="at most (default 60 frozen, 40 fine-tuning)")
     add("--batch-size", default=BATCH_SIZE, type=int, help="(default 64 frozen, 8 fine-tuning)")
     add("--learning-rate", default=LEARNING_RATE, type=float, help="(default 1e-3 and 1e-4)")
-    add("--weight-decay", default=WEIGHT_DECAY, type=float, help="of AdamW")
     add("--patience", default=PATIENCE, type=int, help="epochs without gain (5 and 15)")
     add("--split", default=SPLIT, choices=("grouped", "random"), help="how photos are held out")
     add("--folds", default=FOLDS, type=int, help="cross-validation of frozen mode (default 5)")
     add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' positions")
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--seed", default=SEED, type=int, help="of everything random")
-    add("--balanced", default=BALANCED, action=yes_no, help="crowded places count less")
-    add("--head-rate", default=HEAD_RATE, type=float, help="rate of the heads over the backbones'")
-    add("--freeze-stages", default=FREEZE_STAGES, type=int, help="fine-tuning leaves them alone")
-    add("--ema-decay", default=EMA_DECAY, type=float, help="of the averaged weights; 0 = none")
-    add("--micro-batch", default=MICRO_BATCH, type=int, help="photos per pass (default: the batch)")
-    add("--compile", default=COMPILE, action=yes_no, help="torch.compile when fine-tuning")
-    add("--cache-gb", default=CACHE_GB, type=float, help="disk for photos at training size")
     add("--overwrite", action="store_true", help="train again what is finished")
+    add = parser.add_argument_group("experiments (the last six: fine-tuning)").add_argument
+    add("--weight-decay", default=0.05, type=float, help="of AdamW")
+    add("--balanced", action=yes_no, default=False, help="crowded places count less")
+    add("--head-rate", default=10.0, type=float, help="rate of the heads over the backbones'")
+    add("--freeze-stages", default=0, type=int, help="first stages that stay as pretrained")
+    add("--ema-decay", default=0.998, type=float, help="of the averaged weights kept; 0 = none")
+    add("--micro-batch", type=int, help="photos per pass, accumulated (default: the batch)")
+    add("--compile", action=yes_no, default=False, help="torch.compile: slow start, faster steps")
+    add("--cache-gb", default=8.0, type=float, help="disk for photos decoded to training size")
     args = parser.parse_args(argv)
     for name in (
         "image_size", "frozen_image_size", "epochs", "batch_size", "patience", "micro_batch",
