@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from density import spread_order, stop, sweep_temporaries, write_atomically
-from exif_extractor import open_upright, photo_file, read_table
+from exif_extractor import next_command, open_upright, photo_file, read_table
 
 if TYPE_CHECKING:
     import torch
@@ -939,7 +939,8 @@ def generate_depth_maps(
         return 0
     if contact_sheet:
         print(f"contact sheet: {save_contact_sheet(data_dir, image_dir, list(table.filename))}")
-    return report(outcomes, list(table.filename), data_dir, seconds, network_s / seconds)
+    share = network_s / seconds
+    return report(outcomes, list(table.filename), data_dir, image_dir, seconds, share)
 
 
 def speed_up(network: torch.nn.Module, compile: bool) -> torch.nn.Module:
@@ -969,8 +970,8 @@ def announce(sidecar: dict, redo: str, jobs: int, rows: int) -> None:
 
 
 def report(
-    outcomes: dict[str, tuple[str, str]], filenames: list[str], data_dir: Path, seconds: float,
-    network_share: float,
+    outcomes: dict[str, tuple[str, str]], filenames: list[str], data_dir: Path, image_dir: Path,
+    seconds: float, network_share: float,
 ) -> int:  # fmt: skip
     """Account for every row, name what went wrong, and say what comes next; the exit code."""
     lost = ("failed", "not reported: the rank that had it has ended")
@@ -987,8 +988,7 @@ def report(
     print(f"depth maps and pictures: {data_dir / 'depths'}")
     if counts["failed"]:
         print("failed photos are tried again by the same command")
-    where = "" if data_dir == Path("data") else f" --data-dir {data_dir}"
-    print(f"next: python gps_orientation_trainer.py{where}")
+    print(next_command("gps_orientation_trainer", data_dir, image_dir))
     return 1 if counts["failed"] else 0
 
 

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shlex
 import struct
 import sys
 import time
@@ -171,6 +172,17 @@ def find_photos(image_dir: str | Path) -> dict[str, Path]:
     for name in collisions:
         print(f"exif_extractor: left out, same name after NFC: {name!r}", file=sys.stderr)
     return {name: Path(image_dir, disk.get(name, name)) for name in names}
+
+
+def next_command(
+    script: str, data_dir: Path, image_dir: Path, checkpoint_dir: str | Path = "checkpoints"
+) -> str:
+    """The line that names the next command, with a flag for every folder that is not usual."""
+    folders = (("data", data_dir, "data"), ("image", image_dir, data_dir / "images"),
+               ("checkpoint", checkpoint_dir, "checkpoints"))  # fmt: skip
+    flags = [f" --{name}-dir {shlex.quote(str(folder))}" for name, folder, usual in folders
+             if Path(folder) != Path(usual)]  # fmt: skip
+    return f"next: python {script}.py{''.join(flags)}"
 
 
 def photo_file(image_dir: str | Path, filename: str) -> Path:
@@ -1789,7 +1801,7 @@ class _Progress:
             self.bar.close()
 
 
-def report(result: dict, data_dir: Path, geojson: bool) -> None:
+def report(result: dict, data_dir: Path, image_dir: Path, geojson: bool) -> None:
     """Print counts, files written and the next command."""
     print("\n".join(result["lines"]))
     print(f"{result['read']} files read, {result['photos'] - result['read']} unchanged")
@@ -1797,7 +1809,7 @@ def report(result: dict, data_dir: Path, geojson: bool) -> None:
     if geojson:
         written.append(write_geojson(data_dir))
     print("written: " + ", ".join(map(str, written)))
-    print("next: python depth_map_generator.py")
+    print(next_command("depth_map_generator", data_dir, image_dir))
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -1835,7 +1847,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.workers < 1 or not 0 <= args.round_km < 1000:
         stop("--workers must be at least 1, --round-km between 0 and 1000")
     result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
-    report(result, data_dir, args.geojson)
+    report(result, data_dir, image_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
 
 

@@ -40,6 +40,7 @@ from exif_extractor import (
     ORIENTATION_CLASSES,
     ORIENTATION_TAG,
     ORIENTATIONS,
+    next_command,
     open_upright,
     photo_file,
     read_table,
@@ -2315,7 +2316,7 @@ def train_models(
             print(f"wrote {target}")
     if rank() == 0:
         copy_better(checkpoint_dir, scores)
-    print(f"next: python evaluate_gps_model.py{command_flags(data_dir, checkpoint_dir)}")
+    print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
 
 
 def build_network(backbone: str, use_depth: bool, seed: int) -> GPSPredictionNet:
@@ -2374,16 +2375,6 @@ def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
         density.stop(f"{with_gps} photos with a position; at least {LEAST_PHOTOS} are needed")
     if with_gps < FEW_PHOTOS:
         print(f"warning: below {FEW_PHOTOS} photos every figure has a wide interval")
-
-
-def command_flags(data_dir: Path, checkpoint_dir: Path) -> str:
-    """Flags for the next command where folders are not the defaults."""
-    flags = ""
-    if str(data_dir) != DATA_DIR:
-        flags += f" --data-dir {data_dir}"
-    if str(checkpoint_dir) != CHECKPOINT_DIR:
-        flags += f" --checkpoint-dir {checkpoint_dir}"
-    return flags
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

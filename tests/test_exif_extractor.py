@@ -830,7 +830,8 @@ def test_command_line_end_to_end(tmp_path):
         "raw.NEF",
     ):
         assert words in done.stdout
-    assert done.stdout.endswith("next: python depth_map_generator.py\n")
+    folders = f"--data-dir {data} --image-dir {images}"
+    assert done.stdout.endswith(f"next: python depth_map_generator.py {folders}\n")
     shapes = json.loads((data / "exif_data.geojson").read_text())
     assert [round(f["geometry"]["coordinates"][1], 6) for f in shapes["features"]] == [
         45,

@@ -95,8 +95,7 @@ def test_only_parse_args_reads_settings(name):
     for node in ast.parse(source(name)).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != "parse_args":
             read = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & settings
-            allowed = {"DATA_DIR", "CHECKPOINT_DIR"} if node.name == "command_flags" else set()
-            assert not read - allowed, f"{node.name} reads {read}"
+            assert not read, f"{node.name} reads {read}"
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
