@@ -557,7 +557,8 @@ body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1080px;margin:2rem 
 h1{font-size:1.7rem;margin-bottom:.2rem} h2{margin-top:2.2rem;font-size:1.2rem}
 p.lead{color:#555;margin-top:0} img{max-width:100%;height:auto;display:block;margin:.6rem auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;margin:1rem 0}
-th,td{padding:.4rem .7rem;text-align:right;border-bottom:1px solid #e3e3e3;white-space:nowrap}
+th,td{padding:.4rem .5rem;text-align:right;border-bottom:1px solid #e3e3e3;white-space:nowrap}
+table{font-size:.94rem}
 th{font-weight:600;border-bottom:2px solid #444} th:first-child,td:first-child{text-align:left}
 th:nth-child(2),td:nth-child(2){text-align:left} .good{color:#0b7a75;font-weight:600}
 .bad{color:#b3432b;font-weight:600} small,.note{color:#666} .scroll{overflow-x:auto}

@@ -13,6 +13,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
 import argparse
 import contextlib
 import csv
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -24,7 +25,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,8 @@ SEED = 0  # of folds, initial weights and batches
 # ------------------------------------------------------------------------
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
-FORMAT = 4  # of the checkpoint; raised when an older one can no longer be read
+FEATURES = 4  # version of the cached features; raised when the same photo gives others
+FORMAT = 5  # of the checkpoint; raised when an older one can no longer be read
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
@@ -88,7 +89,7 @@ RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab37
 # ---------------------------------------------------------------- photos and their labels
 
 
-@dataclass
+@dataclasses.dataclass
 class Photos:
     """Rows of the table that can teach something, as arrays of length N."""
 
@@ -186,7 +187,7 @@ def sun_height(degrees: np.ndarray) -> np.ndarray:
     return np.sin(np.radians(degrees))
 
 
-@dataclass
+@dataclasses.dataclass
 class Normalisation:
     """What turns labels into targets of order one and outputs back, fitted on training photos."""
 
@@ -400,19 +401,22 @@ class PredictionHeads(nn.Module):
 
 
 class Ridge:
-    """Ridge regression of `wanted` (N, C) on `axes` (N, H), for any penalty from one
-    decomposition; a penalty of 1 weighs a photo like the whole prior."""
+    """Ridge regression of `wanted` (N, C) on centred `axes` (N, H), for any penalty from one
+    decomposition. A penalty of 1 weighs the photos like the prior: `middle`, or else their mean."""
 
-    def __init__(self, axes: torch.Tensor, wanted: torch.Tensor) -> None:
-        axes, self.middle = axes.double(), wanted.mean(0)
+    def __init__(
+        self, axes: torch.Tensor, wanted: torch.Tensor, middle: float | None = None
+    ) -> None:
+        axes, self.mean = axes.double(), wanted.mean(0)
+        self.middle = self.mean if middle is None else middle
         strength, self.vectors = torch.linalg.eigh(axes.T @ axes / axes.shape[1])
         self.strength = strength.clamp_min(0)[:, None]
-        self.goal = self.vectors.T @ (axes.T @ (wanted - self.middle).double()) / axes.shape[1]
+        self.goal = self.vectors.T @ (axes.T @ (wanted - self.mean).double()) / axes.shape[1]
 
     @torch.no_grad()
     def set(self, layer: nn.Linear, penalty: float) -> None:
         layer.weight.copy_((self.vectors @ (self.goal / (self.strength + penalty))).T)
-        layer.bias.copy_(self.middle)
+        layer.bias.copy_((self.mean + penalty * self.middle) / (1 + penalty))
 
 
 def principal_axes(values: torch.Tensor, count: int) -> torch.Tensor:
@@ -962,7 +966,7 @@ def add_up(values: torch.Tensor, device) -> torch.Tensor:
     return there.to(values.device)
 
 
-@dataclass
+@dataclasses.dataclass
 class Fit:
     """What training leaves: the best weights, their epoch (from 1) and validation score."""
 
@@ -1190,12 +1194,14 @@ def nearest_features(queries: np.ndarray, gallery: np.ndarray, k: int):
     return torch.cat(similar).numpy(), torch.cat(index).numpy()
 
 
-@dataclass
+@dataclasses.dataclass
 class Posterior:
-    """Density on the sphere from the gallery's neighbours and the head's point.
+    """What the heads and the most similar photos of the gallery say together.
 
-    A mixture of von Mises–Fisher kernels: one on each neighbour, weighted by softmax(similarity /
-    temperature), one on the head's point, and a wide one for what nothing resembles.
+    Position: a density on the sphere, a mixture of von Mises–Fisher kernels: one on each
+    neighbour, weighted by softmax(similarity / temperature), one on the head's point, and a wide
+    one for what nothing resembles. Time and altitude: the head's answer, moved by a share of the
+    way to the mean of the nearest neighbours' labels.
     """
 
     temperature: float
@@ -1203,6 +1209,10 @@ class Posterior:
     head_weight: float
     head_bandwidth_km: float
     estimator: str  # what becomes the point: "median", "mode" or "nearest", see point()
+    time_share: float = 0.0  # of the neighbours in the answer
+    time_count: int = 1  # how many neighbours are asked
+    altitude_share: float = 0.0
+    altitude_count: int = 1
 
     WIDE_WEIGHT = 0.02
 
@@ -1228,6 +1238,20 @@ class Posterior:
         widths[:, k] = self.head_bandwidth_km
         widths[:, k + 1] = normalisation.spread_km
         return centres, log_weights, widths
+
+    def lean(self, prediction: dict, labels: dict[str, np.ndarray]) -> dict:
+        """Raw predictions with time and altitude moved towards the neighbours' labels (Q, K, C),
+        see neighbour_labels; neighbours without a label are passed over."""
+        moved = dict(prediction)
+        for head, near in labels.items():
+            near = near[:, : getattr(self, f"{head}_count")]
+            known = np.isfinite(near).all(axis=2, keepdims=True)
+            total = known.sum(axis=1)
+            mean = np.where(known, near, 0).sum(axis=1) / np.maximum(total, 1)
+            share = np.where(total > 0, getattr(self, f"{head}_share"), 0.0)
+            own = prediction[head].reshape(mean.shape)
+            moved[head] = (own + share * (mean - own)).reshape(prediction[head].shape)
+        return moved
 
     def log_per_km2(self, head, similar, places, normalisation, at: np.ndarray) -> np.ndarray:
         """Log density at one point (Q, 3) of each mixture, (Q,)."""
@@ -1298,9 +1322,10 @@ def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisa
     """Final answers for raw predictions: the posterior's point and radii (km), time (minutes and
     its certainty 0..1), altitude (m), the sun's elevation (degrees) and the logits of the six
     views."""
+    similar, index = neighbours_of(prediction, gallery)
+    prediction = posterior.lean(prediction, neighbour_labels(gallery, index, normalisation))
     answers = decode(prediction, normalisation)
-    head = density.unit_vectors(answers["lat"], answers["lon"])
-    mixture = posterior.mixture(head, *neighbours_of(prediction, gallery), normalisation)
+    mixture = posterior_mixture(answers, similar, index, gallery, posterior, normalisation)
     point = posterior.point(*mixture)
     lat, lon = density.lat_lon(point)
     radii = np.array(
@@ -1328,22 +1353,75 @@ def likely_places(
 ) -> list[list[tuple]]:
     """For each photo its most probable distinct places, see density.distinct_places; a place
     reaches two bandwidths far."""
+    found = neighbours_of(prediction, gallery)
     answers = decode(prediction, normalisation)
-    head = density.unit_vectors(answers["lat"], answers["lon"])
-    mixture = posterior.mixture(head, *neighbours_of(prediction, gallery), normalisation)
+    mixture = posterior_mixture(answers, *found, gallery, posterior, normalisation)
     reach = 2 * (posterior.head_bandwidth_km if gallery is None else posterior.bandwidth_km)
     return [
-        density.distinct_places(*(m[i] for m in mixture), reach, count) for i in range(len(head))
+        density.distinct_places(*(m[i] for m in mixture), reach, count)
+        for i in range(len(mixture[0]))
     ]
 
 
+def posterior_mixture(answers, similar, index, gallery, posterior: Posterior, normalisation):
+    """The mixture of Posterior.mixture from decoded answers and neighbours_of."""
+    head = density.unit_vectors(answers["lat"], answers["lon"])
+    return posterior.mixture(head, similar, neighbour_places(gallery, index), normalisation)
+
+
 def neighbours_of(prediction: dict, gallery: dict | None) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities (Q, K) and places (Q, K, 3) of the nearest gallery photos; K = 0 without."""
+    """Similarities and indices (Q, K) of the nearest gallery photos; K = 0 without a gallery."""
     queries = prediction["trunk"]
     if gallery is None or not len(gallery["lat"]):
-        return np.zeros((len(queries), 0)), np.zeros((len(queries), 0, 3))
+        return np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)
     similar, index = nearest_features(queries, gallery["features"], NEIGHBOURS)
-    return similar.astype(float), density.unit_vectors(gallery["lat"], gallery["lon"])[index]
+    return similar.astype(float), index
+
+
+def neighbour_places(gallery: dict | None, index: np.ndarray) -> np.ndarray:
+    """Unit vectors (Q, K, 3) of the gallery photos `index` (Q, K)."""
+    if not index.size:
+        return np.zeros((*index.shape, 3))
+    return density.unit_vectors(gallery["lat"], gallery["lon"])[index]
+
+
+def neighbour_labels(gallery: dict | None, index: np.ndarray, normalisation) -> dict:
+    """Targets of time (Q, K, 2) and altitude (Q, K, 1) of the gallery photos `index`."""
+    if not index.size:
+        return {}
+    altitude = normalisation.altitude_target(gallery["altitude"][index])
+    return {"time": time_point(gallery["minutes"][index]), "altitude": altitude[..., None]}
+
+
+def choose_lean(posterior: Posterior, asked: list[tuple]) -> Posterior:
+    """The shares and counts of Posterior.lean with the least mean error on validation photos,
+    from (prediction, gallery, photos, normalisation) of every trainer; time and altitude apart.
+
+    Neighbours must earn it: a gain that is not clear of its own spread over the trainers (three
+    standard errors) is luck, and the head's answer stays.
+    """
+    costs: dict[tuple, list[dict]] = {}
+    for prediction, gallery, photos, normalisation in asked:
+        index = neighbours_of(prediction, gallery)[1]
+        labels = neighbour_labels(gallery, index, normalisation)
+        for share, count in [(0.0, 1), *itertools.product(LEAN_SHARES, KNN_SIZES)]:
+            tried = dataclasses.replace(posterior, time_share=share, time_count=count,
+                                        altitude_share=share, altitude_count=count)  # fmt: skip
+            answers = decode(tried.lean(prediction, labels), normalisation)
+            errors = answer_errors(answers, photos)
+            found = {head: mean_error(head, errors[head]) for head in ("time", "altitude")}
+            costs.setdefault((share, count), []).append(found)
+    chosen = {}
+    for head in ("time", "altitude"):
+        own = np.array([cost[head] for cost in costs[0.0, 1]])
+        best, gain = (0.0, 1), 0.0
+        for candidate, found in costs.items():
+            gains = own - [cost[head] for cost in found]
+            doubt = 3 * gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+            if gains.mean() > max(gain, doubt):
+                best, gain = candidate, gains.mean()
+        chosen[f"{head}_share"], chosen[f"{head}_count"] = best
+    return dataclasses.replace(posterior, **chosen)
 
 
 def gallery_of(trunk: np.ndarray, photos: Photos) -> dict:
@@ -1352,10 +1430,13 @@ def gallery_of(trunk: np.ndarray, photos: Photos) -> dict:
         "features": trunk[photos.placed].astype(np.float16),
         "lat": photos.lat[photos.placed],
         "lon": photos.lon[photos.placed],
+        "minutes": photos.minutes[photos.placed],
+        "altitude": photos.altitude[photos.placed],
     }
 
 
 KNN_SIZES = (1, 3, 5, 10, 20)
+LEAN_SHARES = (0.25, 0.5, 0.75, 1.0)  # tried, beside none
 
 
 def labelled_neighbours(queries, gallery, photos: Photos) -> dict[str, np.ndarray]:
@@ -1418,7 +1499,7 @@ def mean_error(head: str, errors: np.ndarray) -> float:
 # ---------------------------------------------------------------- frozen: heads on cached features
 
 
-@dataclass
+@dataclasses.dataclass
 class FrozenData:
     """Cached features of the photos in use."""
 
@@ -1466,14 +1547,15 @@ class HeadTrainer:
         self.heads.fit_axes(pooled=data.pooled[some], grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
         self.axes, self.grid_axes = self.project()
+        middle_m = self.normalisation.altitude_target(self.normalisation.altitude_median)
         self.ridges = {
-            head: self.ridge(self.axes[rows], wanted)
-            for head, wanted in {
-                "gps": encode_gps(self.photos.lat, self.photos.lon, self.normalisation),
-                "time": time_point(self.photos.minutes),
-                "altitude": self.normalisation.altitude_target(self.photos.altitude)[:, None],
-                "sun": sun_height(self.photos.sun)[:, None],
-            }.items()
+            head: self.ridge(self.axes[rows], wanted, middle)
+            for head, wanted, middle in (
+                ("gps", encode_gps(self.photos.lat, self.photos.lon, self.normalisation), None),
+                ("time", time_point(self.photos.minutes), None),
+                ("altitude", self.normalisation.altitude_target(self.photos.altitude), middle_m),
+                ("sun", sun_height(self.photos.sun), None),
+            )
         }
         classes = LOGIT_SCALE * np.eye(len(ORIENTATION_CLASSES))
         self.ridges["orientation"] = self.ridge(
@@ -1495,9 +1577,13 @@ class HeadTrainer:
         return torch.cat(axes), torch.cat(views)
 
     @staticmethod
-    def ridge(axes: torch.Tensor, wanted: np.ndarray) -> "Ridge | None":
+    def ridge(axes: torch.Tensor, wanted: np.ndarray, middle: float | None = None):
+        """Ridge of the labelled rows, or None without any."""
+        wanted = wanted.reshape(len(wanted), -1)
         known = np.isfinite(wanted[:, 0])
-        return Ridge(axes[known], torch.from_numpy(wanted[known])) if known.any() else None
+        if not known.any():
+            return None
+        return Ridge(axes[known], torch.from_numpy(wanted[known]), middle)
 
     def start(self, head: str, penalty: float) -> None:
         """Set one head to a ridge regression."""
@@ -1629,6 +1715,21 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
     for trainer, _ in pairs:
         trainer.go_back(epoch)
     photos = data.photos
+    asked = [
+        (
+            trainer.predict(rows),
+            trainer.gallery() if options["gallery"] else None,
+            photos.take(rows),
+            trainer.normalisation,
+        )
+        for trainer, rows in pairs
+    ]
+    densities = fit_densities(
+        [evidence_for(*one) for one in asked],
+        [trainer.photos for trainer, _ in pairs],
+        pairs[0][0].normalisation,
+    )
+    densities["posterior"] = choose_lean(densities["posterior"], asked)
     return {
         "ridges": ridges,
         "epoch": epoch,
@@ -1638,19 +1739,7 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
             for other, history in zip(left_out, histories, strict=True)
             for row in history
         ],
-        **fit_densities(
-            [
-                evidence_for(
-                    trainer.predict(rows),
-                    trainer.gallery() if options["gallery"] else None,
-                    photos.take(rows),
-                    trainer.normalisation,
-                )
-                for trainer, rows in pairs
-            ],
-            [trainer.photos for trainer, _ in pairs],
-            pairs[0][0].normalisation,
-        ),
+        **densities,
         "k": choose_knn(
             [
                 (trainer.neighbours(rows), trainer.photos, photos.take(rows))
@@ -1695,8 +1784,13 @@ def evidence_for(prediction: dict, gallery: dict | None, photos: Photos, normali
     rows = np.flatnonzero(photos.placed)
     answers = decode(prediction, normalisation)
     head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
-    near = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
-    return head, *near, density.unit_vectors(photos.lat[rows], photos.lon[rows])
+    similar, index = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
+    return (
+        head,
+        similar,
+        neighbour_places(gallery, index),
+        density.unit_vectors(photos.lat[rows], photos.lon[rows]),
+    )
 
 
 def fit_densities(evidence: list[tuple], trained_on: list[Photos], normalisation) -> dict:
@@ -1794,7 +1888,7 @@ def frozen_features(photos, inputs, network, paths, precision, options):
     """Cached features of all photos; returns (FrozenData without the failed ones, failed)."""
     network.to(precision.device, memory_format=torch.channels_last).eval()
     backbone, size = network.config["backbone"], options["image_size"]
-    name = f"{backbone}-{options['weights']}-{size}-v{FORMAT}"
+    name = f"{backbone}-{options['weights']}-{size}-v{FEATURES}"
     folder = paths["data"] / "cache" / name.replace("/", "_")
     rgb, failed = cached_rgb(network, photos, folder / "rgb", size, precision)
     depth = None
@@ -1835,11 +1929,8 @@ def in_order(results: list[dict], count: int) -> dict:
 
 def middle_of(found: list[dict]) -> dict:
     """Settings between those of the folds: medians of the numbers, the most frequent word."""
-    columns = {key: [one[key] for one in found] for key in found[0]}
-    return {
-        key: statistics.mode(values) if isinstance(values[0], str) else statistics.median(values)
-        for key, values in columns.items()
-    }
+    middle = {str: statistics.mode, int: statistics.median_low, float: statistics.median}
+    return {key: middle[type(found[0][key])]([one[key] for one in found]) for key in found[0]}
 
 
 def mean_figures(figures: list[dict]) -> dict:
@@ -2100,8 +2191,10 @@ def train_finetune(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    evidence = evidence_for(found, gallery, photos.take(found["rows"]), normalisation)
-    posterior = fit_densities([evidence], [photos.take(rows["train"])], normalisation)["posterior"]
+    asked = found, gallery, photos.take(found["rows"]), normalisation
+    known = [photos.take(rows["train"])]
+    posterior = fit_densities([evidence_for(*asked)], known, normalisation)["posterior"]
+    posterior = choose_lean(posterior, [asked])
     names = np.select(list(parts.values()), list(parts), default="")
     return {
         "normalisation": vars(normalisation),

@@ -435,6 +435,9 @@ def test_ridge_start_against_the_normal_equations():
     found = layer.weight.detach().numpy().T
     assert found == pytest.approx(np.linalg.solve(square, goal), abs=1e-5)
     assert layer.bias.detach().numpy() == pytest.approx(wanted.mean(0), abs=1e-5)
+    # With a prior of its own the constant goes from the mean to it as the penalty grows.
+    trainer.Ridge(torch.from_numpy(read).float(), torch.from_numpy(wanted), 1.0).set(layer, 0.5)
+    assert layer.bias.detach().numpy() == pytest.approx((wanted.mean(0) + 0.5) / 1.5, abs=1e-5)
 
 
 # ---------------------------------------------------------------- pretrained weights
@@ -1093,6 +1096,62 @@ def test_answers_are_finite_and_radii_grow(with_gallery):
     assert ((answers["time_certainty"] >= 0) & (answers["time_certainty"] <= 1)).all()
     again = trainer.answers_of(prediction, gallery, posterior, normalisation)
     assert all((again[k] == v).all() for k, v in answers.items())
+
+
+def neighbourly(similar_know: bool, seed: int) -> tuple:
+    """(prediction, gallery, photos, normalisation): photos in pairs alike, one of each in the
+    gallery; either the neighbour's time and altitude are true, or the head's are."""
+    rng = np.random.default_rng(seed)
+    photos, normalisation = make_photos(60, seed), make_normalisation()
+    rows = np.flatnonzero(photos.placed & np.isfinite(photos.minutes + photos.altitude))
+    photos = photos.take(rows)
+    trunk = rng.normal(0, 1, (len(rows), 8))
+    known = photos if similar_know else photos.take(rng.permutation(len(rows)))
+    time, metres = trainer.time_point(photos.minutes), photos.altitude
+    if similar_know:
+        time, metres = rng.permutation(time), rng.permutation(metres)
+    prediction = {
+        "gps": np.zeros((len(rows), 2)),
+        "time": time,
+        "altitude": normalisation.altitude_target(metres),
+        "sun": np.zeros(len(rows)),
+        "trunk": trunk + rng.normal(0, 0.01, trunk.shape),
+    }
+    return prediction, trainer.gallery_of(trunk, known), photos, normalisation
+
+
+@pytest.mark.parametrize("similar_know", [True, False])
+def test_time_and_altitude_lean_on_the_neighbours_where_those_know(similar_know):
+    asked = [neighbourly(similar_know, seed) for seed in range(4)]
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode")
+    chosen = trainer.choose_lean(posterior, asked)
+    shares = chosen.time_share, chosen.altitude_share
+    assert shares == ((1.0, 1.0) if similar_know else (0.0, 0.0))
+    prediction, gallery, photos, normalisation = asked[0]
+    answers = {**prediction, "views": np.zeros((len(photos), 6, 6))}
+    answers = trainer.answers_of(answers, gallery, chosen, normalisation)
+    assert trainer.minutes_apart(answers["minutes"], photos.minutes).max() < 1e-6
+    away = np.abs(answers["altitude"] - photos.altitude)
+    assert (away < 1e-6 + 1e-9 * np.abs(photos.altitude)).mean() > 0.9  # the tail is cut off
+
+
+def test_neighbours_without_a_label_are_passed_over():
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode", 0.5, 2, 0.5, 2)
+    prediction = {"time": np.array([[1.0, 0], [1, 0]]), "altitude": np.array([2.0, 2.0])}
+    labels = {"time": np.full((2, 3, 2), np.nan), "altitude": np.full((2, 3, 1), np.nan)}
+    labels["altitude"][0, 1] = 4.0  # the second of two asked
+    labels["altitude"][1, 2] = 4.0  # the third is not asked
+    moved = posterior.lean(prediction, labels)
+    assert (moved["time"] == prediction["time"]).all()
+    assert moved["altitude"].tolist() == [3.0, 2.0]
+
+
+def test_neighbours_that_help_by_luck_are_not_trusted():
+    """One trainer gains much, three lose a little: no clear gain."""
+    lucky, *others = [neighbourly(seed == 0, seed) for seed in range(4)]
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode")
+    chosen = trainer.choose_lean(posterior, [lucky, *others])
+    assert (chosen.time_share, chosen.altitude_share) == (0.0, 0.0)
 
 
 def test_validation_score_is_one_for_the_trivial_answer():

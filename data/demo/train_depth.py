@@ -1,15 +1,13 @@
 """Train the demo's depth model: a small Depth-Anything-V2 that has seen rendered islands only.
 
 Renders islands of other seeds than the demo's (data/cache/demo_depth), learns their exact depth,
-writes checkpoints/depth_anything_v2_demo.pth under the official key names. About an hour on two
-cores (--threads 2 --minutes 60) after the rendering; the same command resumes an interrupted run.
+writes checkpoints/depth_anything_v2_demo.pth under the official key names. Eight minutes of
+rendering on two cores, then an hour on one; the same command resumes an interrupted run.
 
     python data/demo/train_depth.py
     python data/demo/train_depth.py --evaluate
 
-It is a demo model: good on these islands, not meant for real photographs. The weights in the
-repository are from one such run and the last 55 minutes of a second, after the look of the islands
-had changed: 155 minutes of one core.
+It is a demo model: good on these islands, not meant for real photographs.
 """
 
 import argparse
@@ -28,9 +26,9 @@ from density import stop, sweep_temporaries, write_atomically  # noqa: E402
 
 OUTPUT = ROOT / "checkpoints" / "depth_anything_v2_demo.pth"  # the model
 CACHE_DIR = ROOT / "data" / "cache" / "demo_depth"  # rendered scenes, state to resume from
-ISLANDS = 44  # training islands, seeds 1001 and up
+ISLANDS = 120  # training islands, seeds 1001 and up
 SCENES = 50  # photos planned on each; one per visit is rendered, about half of them
-MINUTES = 100.0  # of one core, rendering not counted; a slower machine learns less
+MINUTES = 60.0  # of training, rendering not counted; a slower machine learns less
 LEARNING_RATE = 1.2e-3  # peak, AdamW
 THREADS = 1  # CPU threads of the training; more only on idle cores
 SEED = 1  # of the initial weights and of the crops
@@ -40,14 +38,12 @@ TEST_ISLANDS = 16  # unseen islands for --evaluate, seeds 9001 and up; four phot
 
 WIDTH, HEIGHT = 448, 336  # of the rendered scenes
 HIDDEN, LAYERS, PROJECTS, FUSION, HEAD = 128, 6, (24, 48, 96, 128), 32, 16
-# Until which share of the time: (rows, columns) fed to the network and batch, taken in turn. Coarse
-# pictures teach the layout cheaply; the sizes that the demo may run at come last (best: 252).
+# Until which share of the time: (rows, columns) fed to the network, and batch. Coarse pictures
+# teach the layout cheaply.
 PHASES = (
-    (0.23, (((126, 168), 16),)),
-    (0.29, (((210, 280), 8),)),
-    (0.38, (((336, 448), 3), ((518, 686), 1), ((252, 336), 4), ((518, 686), 1))),
-    (0.68, (((252, 336), 6), ((364, 490), 3), ((364, 490), 3))),
-    (1.00, (((252, 336), 6), ((252, 336), 6), ((364, 490), 3))),
+    (0.25, (126, 168), 16),
+    (0.70, (168, 224), 12),
+    (1.00, (252, 336), 6),
 )
 POWER = 1 / 3  # the network learns inverse depth to this power: mountains count as stones do
 
@@ -147,7 +143,8 @@ class Scenes:
     def __init__(self, paths: list[Path]):
         archives = [np.load(path) for path in paths]
         self.photos = [photo for archive in archives for photo in archive["photos"]]
-        self.inverses = [inverse for archive in archives for inverse in archive["inverses"]]
+        self.targets = [(inverse.astype(np.float32) ** POWER).astype(np.float16)
+                        for archive in archives for inverse in archive["inverses"]]  # fmt: skip
 
     def batch(self, rng: np.random.Generator, size: int, shape: tuple[int, int]):
         """Photos (B, 3, h, w) normalised, and inverse depth ** POWER (B, h, w); sky = 0."""
@@ -158,13 +155,14 @@ class Scenes:
 
         photos, targets = [], []
         for k in rng.integers(0, len(self.photos), size):
-            photo, inverse = self.photos[k], self.inverses[k].astype(np.float32)
+            photo, target = self.photos[k], self.targets[k]
             scale = rng.uniform(0.55, 1) ** 0.5  # crops change the framing, not the geometry
             h, w = int(HEIGHT * scale), int(WIDTH * scale)
             y, x = rng.integers(0, HEIGHT - h + 1), rng.integers(0, WIDTH - w + 1)
-            photo, inverse = photo[y : y + h, x : x + w], inverse[y : y + h, x : x + w]
+            photo, target = photo[y : y + h, x : x + w], target[y : y + h, x : x + w]
             photo = cv2.resize(photo, shape[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
-            target = cv2.resize(inverse**POWER, shape[::-1], interpolation=cv2.INTER_AREA)
+            target = target.astype(np.float32)
+            target = cv2.resize(target, shape[::-1], interpolation=cv2.INTER_AREA)
             photo = photo / 255 * rng.uniform(0.8, 1.2) * rng.uniform(0.93, 1.07, 3)
             photo = (np.clip(photo, 0, 1) - IMAGENET_MEAN) / IMAGENET_STD
             if rng.random() < 0.5:  # depth has no handedness
@@ -198,6 +196,10 @@ def train(
     """Train through PHASES for so many minutes, saving the state now and then; resumes from it."""
     import torch
 
+    from depth_map_generator import pick_precision
+
+    half = pick_precision("auto", "cpu") == "bf16"
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     network = new_network(seed).train().to(memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.02, betas=(0.9, 0.98))
     step, spent, losses = 0, 0.0, []
@@ -210,13 +212,14 @@ def train(
     print(f"{len(scenes.photos)} scenes, {sum(p.numel() for p in network.parameters()):,} weights")
     done = spent / (60 * minutes)
     while done < 1:
-        choices = next(choices for until, choices in PHASES if done < until)
-        shape, size = choices[step % len(choices)]
+        shape, size = next(phase for until, *phase in PHASES if done < until)
         for group in optimiser.param_groups:
             group["lr"] = float(peak * min((step + 1) / 40, 0.51 + 0.5 * np.cos(np.pi * done)))
         photos, targets = scenes.batch(np.random.default_rng([seed, step]), size, shape)
         photos = photos.to(memory_format=torch.channels_last)
-        loss = depth_loss(network(pixel_values=photos).predicted_depth, targets)
+        with autocast:
+            predicted = network(pixel_values=photos).predicted_depth
+        loss = depth_loss(predicted.float(), targets)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -280,7 +283,7 @@ def median_interval(values: np.ndarray, rounds: int = 2000) -> tuple[float, floa
 
 
 def evaluate(
-    model: Path, islands: int, sizes: tuple[int, ...] = (518, 364, 252)
+    model: Path, islands: int, sizes: tuple[int, ...] = (518, 364, 252, 168)
 ) -> dict[int, dict]:
     """Print and return, per input size, how well the model orders the depth of unseen islands."""
     import torch
