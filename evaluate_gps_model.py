@@ -22,6 +22,7 @@ import density
 from exif_extractor import (
     ORIENTATION_CLASSES,
     find_photos,
+    harmless_cell,
     open_stored,
     open_upright,
     photo_file,
@@ -356,13 +357,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["filename"], restval="")
         writer.writeheader()
-        for row in rows:
-            writer.writerow(
-                {
-                    k: "'" + v if isinstance(v, str) and v[:1] in "=+-@\t\r" and v else v
-                    for k, v in row.items()
-                }
-            )
+        writer.writerows({k: harmless_cell(v) for k, v in row.items()} for row in rows)
 
 
 def write_geojson(path: Path, rows: list[dict]) -> None:

@@ -1387,21 +1387,16 @@ class Crew:
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def _csv_cells(row: dict) -> list:
-    cells = [row[column] for column in COLUMNS]
-    return [
-        "'" + cell
-        if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r")
-        else cell
-        for cell in cells
-    ]
+def harmless_cell(value: Any) -> Any:
+    """A CSV cell that no spreadsheet runs as a formula: such text gets a leading apostrophe."""
+    risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
+    return "'" + value if risky else value
 
 
 def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
     """Write rows with all COLUMNS to exif_data.json (one record a line) and exif_data.csv.
 
-    Rows may come from a generator: memory does not grow with their number. A text cell of the CSV
-    that a spreadsheet would run as a formula gets a leading apostrophe.
+    Rows may come from a generator: memory does not grow with their number.
     """
     data_dir = Path(data_dir)
     with (
@@ -1414,7 +1409,7 @@ def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
         for row in rows:
             row = {column: row.get(column) for column in COLUMNS}
             table.write(before + _encode(row))
-            writer.writerow(_csv_cells(row))
+            writer.writerow([harmless_cell(cell) for cell in row.values()])
             before = ",\n"
         table.write("[]\n" if before == "[\n" else "\n]\n")
 
