@@ -696,16 +696,18 @@ def findings(metrics: dict, difference: dict) -> list[str]:
         limits = block["interval"]
         clear = limits and (limits[0] > 0 or limits[1] < 0)
         verdict = "clear" if clear else "within the noise"
-        text = f"{'+' if value > 0 else '−'}{show(abs(value))}"
+        between = f"95 % interval {' … '.join(signed(x, show) for x in limits or ())}"
         lines.append(
-            f"Adding depth changes the {what} by {text} on the same {block['n']} photos "
-            + (f"(95 % interval {signed(limits, show)}): {verdict}." if limits else "(one group).")
+            f"Adding depth changes the {what} by {signed(value, show)} on the same "
+            f"{block['n']} photos " + (f"({between}): {verdict}." if limits else "(one group).")
         )
     return lines
 
 
-def signed(limits: list[float], show) -> str:
-    return " … ".join(f"{'−' if x < 0 else '+'}{show(abs(x))}" for x in limits)
+def signed(value: float, show) -> str:
+    """The value with its sign, none where it is shown as zero."""
+    text = show(abs(value))
+    return text if text == show(0.0) else f"{'−' if value < 0 else '+'}{text}"
 
 
 def write_report(path: Path, metrics: dict, difference: dict, figures: list, about: dict) -> None:

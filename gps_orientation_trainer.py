@@ -1149,7 +1149,8 @@ def turns_right(view_logits: np.ndarray) -> np.ndarray:
 
 def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalisation) -> dict:
     """Errors of the heads on validation photos and their score: the mean over the heads of
-    error / trivial error (median km, mean minutes, mean metres, missed turns / 75 %)."""
+    error / trivial error (median km, mean minutes, mean metres, missed turns / 75 %), at most 2:
+    where the trivial answer happens to be right, the ratio says nothing."""
     answers = decode(prediction, normalisation)
     errors, plain = answer_errors(answers, photos), answer_errors(trivial, photos)
     figures, ratios = {}, []
@@ -1160,7 +1161,7 @@ def validation_figures(prediction: dict, photos: Photos, trivial: dict, normalis
     ):
         if np.isfinite(errors[head]).any():
             figures[name] = float(average(errors[head]))
-            ratios.append(figures[name] / max(float(average(plain[head])), 1e-6))
+            ratios.append(min(figures[name] / max(float(average(plain[head])), 1e-6), 2.0))
     tagged = photos.orientation >= 0
     if tagged.any() and "views" in prediction:
         figures["turn_accuracy"] = float(turns_right(prediction["views"][tagged]).mean())

@@ -1171,6 +1171,9 @@ def test_validation_score_is_one_for_the_trivial_answer():
     perfect = {**prediction, "views": np.tile(np.eye(6), (50, 1, 1))}
     better = trainer.validation_figures(perfect, photos, trivial, normalisation)
     assert better["turn_accuracy"] == 1 and better["score"] == pytest.approx(0.75, abs=1e-6)
+    lucky = {**trivial, "lat": photos.lat, "lon": photos.lon}  # right for every photo, by chance
+    figures = trainer.validation_figures(prediction, photos, lucky, normalisation)
+    assert figures["score"] == pytest.approx((2 + 3) / 4, abs=1e-6)
 
 
 def test_points_of_a_mixture_of_one_near_photo_and_a_crowd():
