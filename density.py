@@ -393,11 +393,8 @@ def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) -> None:
     """Draw photos per km² and the photos themselves on a plain latitude–longitude grid."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure  # not pyplot: a notebook's own plots go on
 
     stretch = max(float(np.cos(np.radians(lat.mean()))), 0.05)  # a degree of longitude is shorter
     pad = np.degrees(4 * bandwidth_km / EARTH_RADIUS_KM)
@@ -408,7 +405,8 @@ def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) 
     grid = np.meshgrid(rows, columns, indexing="ij")
     value = density_per_km2(lat, lon, grid[0].ravel(), grid[1].ravel(), bandwidth_km)
     value = value.reshape(grid[0].shape)
-    figure, axis = plt.subplots(figsize=(7.2, 6.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
+    axis = figure.subplots()
     norm = LogNorm(value.max() / 1e3, value.max(), clip=False)
     shown = np.ma.masked_less(value, value.max() / 1e3)
     mesh = axis.pcolormesh(columns, rows, shown, norm=norm, cmap="YlGnBu", shading="gouraud")
@@ -420,7 +418,6 @@ def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) 
     axis.ticklabel_format(useOffset=False)
     with write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=130)
-    plt.close(figure)
 
 
 def draw_heat_map(lat: np.ndarray, lon: np.ndarray, path: Path) -> None:

@@ -14,6 +14,7 @@ import base64
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -385,37 +386,30 @@ def feature(kind: str, coordinates: list, properties: dict) -> dict:
 COLOURS = {"rgb": "#0b7a75", "depth": "#c8553d", "knn": "#8a6fb0", "trivial": "#9aa0a6"}
 
 
+PLOT_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
+
+
 def new_figure(columns: int = 1, width: float = 5.2, height: float = 4.0):
-    """Figure and axes (always a list) in the style of the report."""
-    import matplotlib
+    """Figure and axes (always a list); without pyplot, so that a notebook's own plots go on."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "font.size": 10,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": "#888",
-            "axes.grid": True,
-            "grid.color": "#e6e6e6",
-            "axes.axisbelow": True,
-            "axes.titlesize": 11,
-            "axes.titlelocation": "left",
-            "figure.constrained_layout.use": True,
-        }
-    )
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False)
-    return figure, list(axes[0])
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
 def save_figure(figure, path: Path) -> Path:
     with density.write_atomically(path) as file:
         figure.savefig(file, format="png", dpi=130)
-    import matplotlib.pyplot as plt
-
-    plt.close(figure)
     return path
 
 
@@ -806,38 +800,39 @@ def account(table, models: dict) -> None:
 
 def draw_figures(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> list[tuple]:
     """Draw what the labels allow; (title, sentence, file) for the report."""
+    import matplotlib
+
+    with matplotlib.rc_context(PLOT_STYLE):
+        return list(each_figure(models, metrics, image_dir, output_dir))
+
+
+def each_figure(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> Iterator[tuple]:
     labelled = next(iter(metrics.values()))
-    figures = []
     if labelled["gps"]["n"]:
-        figures += [
-            (
-                "How far off?",
-                "Share of the held-out photos whose position is found within a distance.",
-                plot_position_errors(models, output_dir / "position_errors.png"),
-            ),
-            (
-                "Where to?",
-                "Every line runs from the true position to the prediction.",
-                plot_map(models, output_dir / "map.png"),
-            ),
-            (
-                "Examples",
-                "Eight held-out photos, evenly spaced from the best to the worst.",
-                plot_examples(models, image_dir, output_dir / "examples.png"),
-            ),
-        ]
+        yield (
+            "How far off?",
+            "Share of the held-out photos whose position is found within a distance.",
+            plot_position_errors(models, output_dir / "position_errors.png"),
+        )
+        yield (
+            "Where to?",
+            "Every line runs from the true position to the prediction.",
+            plot_map(models, output_dir / "map.png"),
+        )
+        yield (
+            "Examples",
+            "Eight held-out photos, evenly spaced from the best to the worst.",
+            plot_examples(models, image_dir, output_dir / "examples.png"),
+        )
     for head, title, text in (
         ("time", "Time of day", "The clock is a circle: points are drawn the nearer way round."),
         ("altitude", "Altitude", "Metres above sea level."),
     ):
         if labelled[head]["n"]:
-            file = plot_agreement(models, output_dir / f"{head}.png", head)
-            figures.append((title, text, file))
+            yield title, text, plot_agreement(models, output_dir / f"{head}.png", head)
     if labelled["orientation"]["n"]:
         text = "Each held-out photo shown in all six orientations."
-        file = plot_confusion(metrics, output_dir / "orientation.png")
-        figures.append(("Orientation", text, file))
-    return figures
+        yield "Orientation", text, plot_confusion(metrics, output_dir / "orientation.png")
 
 
 def describe(checkpoints: dict, models: dict, draws: int) -> dict:
