@@ -2282,8 +2282,12 @@ def read_checkpoint(path: Path) -> dict:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and torch errors alike: no checkpoint of ours
         density.stop(f"{path} is no checkpoint of this trainer ({type(error).__name__})")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        density.stop(f"{path} is no checkpoint of this trainer (format {FORMAT})")
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        again = (
+            f"format {found}, this version reads {FORMAT}: train again" if found else "no format"
+        )
+        density.stop(f"{path} is no checkpoint of this trainer ({again})")
     return {k: v if k == "model" else numpy_again(v) for k, v in content.items()}
 
 
