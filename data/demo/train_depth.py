@@ -2,7 +2,7 @@
 
 Renders islands of other seeds than the demo's (data/cache/demo_depth), learns their exact depth,
 writes checkpoints/depth_anything_v2_demo.pth under the official key names. Eight minutes of
-rendering on two cores, then 100 minutes on one; the same command resumes an interrupted run.
+rendering on two cores, then an hour on one; the same command resumes an interrupted run.
 
     python data/demo/train_depth.py
     python data/demo/train_depth.py --evaluate
@@ -28,7 +28,7 @@ OUTPUT = ROOT / "checkpoints" / "depth_anything_v2_demo.pth"  # the model
 CACHE_DIR = ROOT / "data" / "cache" / "demo_depth"  # rendered scenes, state to resume from
 ISLANDS = 120  # training islands, seeds 1001 and up
 SCENES = 50  # photos planned on each; one per visit is rendered, about half of them
-MINUTES = 100.0  # of one core, rendering not counted; a slower machine learns less
+MINUTES = 60.0  # of training, rendering not counted; a slower machine learns less
 LEARNING_RATE = 1.2e-3  # peak, AdamW
 THREADS = 1  # CPU threads of the training; more only on idle cores
 SEED = 1  # of the initial weights and of the crops
@@ -41,11 +41,10 @@ HIDDEN, LAYERS, PROJECTS, FUSION, HEAD = 128, 6, (24, 48, 96, 128), 32, 16
 # Until which share of the time: (rows, columns) fed to the network, and batch. Coarse pictures
 # teach the layout cheaply.
 PHASES = (
-    (0.15, (126, 168), 16),
-    (0.42, (168, 224), 12),
+    (0.25, (126, 168), 16),
+    (0.70, (168, 224), 12),
     (1.00, (252, 336), 6),
 )
-RESTART = 0.6  # share of the time after which the learning rate starts anew (Loshchilov 2017)
 POWER = 1 / 3  # the network learns inverse depth to this power: mountains count as stones do
 
 # ---------------------------------------------------------------- scenes
@@ -191,12 +190,6 @@ def depth_loss(predicted, target):
     return loss
 
 
-def falling_rate(done: float) -> float:
-    """Share of the peak learning rate at a share of the time: two cosines from 1.01 to 0.01."""
-    begun, ended = (0.0, RESTART) if done < RESTART else (RESTART, 1.0)
-    return 0.51 + 0.5 * float(np.cos(np.pi * (done - begun) / (ended - begun)))
-
-
 def train(
     paths: list[Path], minutes: float, peak: float, seed: int, state_path: Path, output: Path
 ):
@@ -221,7 +214,7 @@ def train(
     while done < 1:
         shape, size = next(phase for until, *phase in PHASES if done < until)
         for group in optimiser.param_groups:
-            group["lr"] = peak * min((step + 1) / 40, falling_rate(done))
+            group["lr"] = float(peak * min((step + 1) / 40, 0.51 + 0.5 * np.cos(np.pi * done)))
         photos, targets = scenes.batch(np.random.default_rng([seed, step]), size, shape)
         photos = photos.to(memory_format=torch.channels_last)
         with autocast:
