@@ -298,8 +298,9 @@ def tune_last(photo_set, maps, wanted, rows, watched, ridge: float, epochs: int)
     for epoch in range(epochs + 1):
         for part in np.array_split(rng.permutation(rows), len(rows) // 32 + 1) if epoch else ():
             optimiser.zero_grad()
-            miss = (heads((pooled(part) - mean) / std) - wanted[part]).square()
-            miss[torch.isfinite(wanted[part])].mean().backward()
+            known = torch.isfinite(wanted[part])  # first the choice: NaN times 0 is NaN
+            miss = heads((pooled(part) - mean) / std)[known] - wanted[part][known]
+            miss.square().mean().backward()
             optimiser.step()
         with torch.inference_mode():
             shown = [pooled(part) for part in np.array_split(watched, len(watched) // 32 + 1)]
