@@ -63,7 +63,7 @@ LEARNING_RATE = None  # of AdamW; None = 1e-3 frozen, 1e-4 fine-tuning (of the b
 PATIENCE = None  # epochs without a better validation score; None = 5 frozen, 15 fine-tuning
 SPLIT = "grouped"  # grouped (nearby photos and bursts stay together) or random (flatters)
 FOLDS = None  # cross-validation; None = 5 frozen, one 70/15/15 split fine-tuning
-GALLERY = True  # keep features and positions of the training photos: better, less private
+GALLERY = True  # keep features and labels of the training photos: better, less private
 PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
 # ------------------------------------------------------------------------
@@ -2495,7 +2495,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--patience", default=PATIENCE, type=int, help="epochs without gain (5 and 15)")
     add("--split", default=SPLIT, choices=("grouped", "random"), help="how photos are held out")
     add("--folds", default=FOLDS, type=int, help="cross-validation of frozen mode (default 5)")
-    add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' positions")
+    add("--gallery", default=GALLERY, action=yes_no, help="keep the training photos' labels")
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--seed", default=SEED, type=int, help="of everything random")
     add("--overwrite", action="store_true", help="train again what is finished")
