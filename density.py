@@ -9,9 +9,11 @@ Reads data/exif_data.json, draws the density of its photos: data/density.png and
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
+import math
 import os
 import sys
 import zlib
@@ -350,20 +352,21 @@ def spread_order(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     return np.concatenate([spread, np.setdiff1d(np.arange(len(lat)), placed)]).astype(int)
 
 
-def cell_centres(lat: np.ndarray, lon: np.ndarray, cell_km: float) -> tuple[np.ndarray, np.ndarray]:
-    """Move positions to the centres of H3 cells whose edge is nearest to cell_km (for sharing)."""
+def cell_centre(lat: float, lon: float, cell_km: float) -> tuple[float, float]:
+    """Centre of the H3 cell of a position, of the size whose edge is nearest to cell_km."""
     import h3
 
-    edges = [h3.average_hexagon_edge_length(r, unit="km") for r in range(16)]
-    resolution = int(np.argmin(np.abs(np.log(np.array(edges) / cell_km))))
-    moved = [
-        h3.cell_to_latlng(h3.latlng_to_cell(a, b, resolution))
-        if np.isfinite(a) and np.isfinite(b)
-        else (np.nan, np.nan)
-        for a, b in zip(lat, lon, strict=True)
-    ]
-    table = np.array(moved, float).reshape(-1, 2)
-    return table[:, 0], table[:, 1]
+    return h3.cell_to_latlng(h3.latlng_to_cell(lat, lon, _cell_resolution(cell_km)))
+
+
+@functools.cache
+def _cell_resolution(cell_km: float) -> int:
+    import h3
+
+    return min(
+        range(16),
+        key=lambda r: abs(math.log(h3.average_hexagon_edge_length(r, unit="km") / cell_km)),
+    )
 
 
 # ---------------------------------------------------------------- the map

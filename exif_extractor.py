@@ -26,7 +26,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from density import cell_centres, stop, sweep_temporaries, write_atomically
+from density import cell_centre, stop, sweep_temporaries, write_atomically
 
 if TYPE_CHECKING:  # imported where they are used: starting up must cost less than reading
     import numpy as np
@@ -1202,39 +1202,26 @@ def sun_position(lat: float, lon: float, utc: datetime) -> tuple[float, float]:
     return 90.0 - zenith, azimuth
 
 
-def complete_rows(rows: list[tuple[str, dict]], round_km: float) -> list[dict]:
-    """Give raw rows their names, UTC and sun; coarsen positions first where that is asked for.
+def finish_row(filename: str, raw: dict, round_km: float = 0.0) -> dict:
+    """Give a raw row its name, UTC and sun; coarsen its position first where that is asked for.
 
     The sun is computed from the coarsened position: the exact one could be solved for from it.
     """
-    finished = []
-    for filename, raw in rows:
-        row = {column: raw[column] for column in COLUMNS}
-        row["filename"] = filename
-        warnings = row["warnings"].split(";") if row["warnings"] else []
-        add_utc(row, raw["_gps_time"], warnings)
-        row["warnings"] = ";".join(warnings) or None
-        finished.append(row)
+    row = {column: raw[column] for column in COLUMNS} | {"filename": filename}
+    warnings = row["warnings"].split(";") if row["warnings"] else []
+    add_utc(row, raw["_gps_time"], warnings)
+    row["warnings"] = ";".join(warnings) or None
+    if row["gps_latitude"] is None:
+        return row
     if round_km:
-        _coarsen([row for row in finished if row["gps_latitude"] is not None], round_km)
-    for row in finished:
-        if row["gps_latitude"] is None or not row["datetime_utc"]:
-            continue
-        if "gps_zero" not in (row["warnings"] or ""):
-            utc = datetime.fromisoformat(row["datetime_utc"])
-            up, around = sun_position(row["gps_latitude"], row["gps_longitude"], utc)
-            row["sun_elevation_deg"], row["sun_azimuth_deg"] = round(up, 3), round(around % 360, 3)
-    return finished
-
-
-def _coarsen(rows: list[dict], round_km: float) -> None:
-
-    lats, lons = cell_centres(
-        [row["gps_latitude"] for row in rows], [row["gps_longitude"] for row in rows], round_km
-    )
-    for row, lat, lon in zip(rows, lats, lons, strict=True):
-        row["gps_latitude"], row["gps_longitude"] = round(float(lat), 5), round(float(lon), 5)
+        centre = cell_centre(row["gps_latitude"], row["gps_longitude"], round_km)
+        row["gps_latitude"], row["gps_longitude"] = round(centre[0], 5), round(centre[1], 5)
         row["gps_accuracy_m"] = max(row["gps_accuracy_m"] or 0.0, 2000.0 * round_km)
+    if row["datetime_utc"] and "gps_zero" not in warnings:
+        utc = datetime.fromisoformat(row["datetime_utc"])
+        up, around = sun_position(row["gps_latitude"], row["gps_longitude"], utc)
+        row["sun_elevation_deg"], row["sun_azimuth_deg"] = round(up, 3), round(around % 360, 3)
+    return row
 
 
 # ---------------------------------------------------------------- reading processes
@@ -1369,14 +1356,14 @@ class Crew:
     def results(self) -> Iterator[tuple]:
         try:
             while True:
-                while self.next in self.done:
+                self.hand_out()  # before yielding: they read while the taker works
+                if self.next in self.done:
                     yield self.done.pop(self.next)
                     self.next += 1
-                self.hand_out()
-                if self.next not in self.done:
-                    if not self.busy:
-                        return
+                elif self.busy:
                     self.collect()
+                else:
+                    return
         finally:
             for reader in [*self.idle, *self.busy.values()]:
                 reader.end()
@@ -1389,16 +1376,16 @@ _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 def harmless_cell(value: Any) -> Any:
     """A CSV cell that no spreadsheet runs as a formula: such text gets a leading apostrophe."""
-    risky = isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r")
-    return "'" + value if risky else value
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return "'" + value
+    return value
 
 
-def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
-    """Write rows with all COLUMNS to exif_data.json (one record a line) and exif_data.csv.
+def _write_table(records: Iterable[tuple[str, dict]], data_dir: Path) -> None:
+    """Write (record as JSON, the same as a row) to exif_data.json, one a line, and exif_data.csv.
 
-    Rows may come from a generator: memory does not grow with their number.
+    Records may come from a generator: memory does not grow with their number.
     """
-    data_dir = Path(data_dir)
     with (
         write_atomically(data_dir / "exif_data.json", "w", encoding="utf-8", newline="\n") as table,
         write_atomically(data_dir / "exif_data.csv", "w", encoding="utf-8", newline="") as sheet,
@@ -1406,10 +1393,9 @@ def write_table(rows: Iterable[dict], data_dir: str | Path) -> None:
         writer = csv.writer(sheet, lineterminator="\r\n")
         writer.writerow(COLUMNS)
         before = "[\n"
-        for row in rows:
-            row = {column: row.get(column) for column in COLUMNS}
-            table.write(before + _encode(row))
-            writer.writerow([harmless_cell(cell) for cell in row.values()])
+        for record, row in records:
+            table.write(before + record)
+            writer.writerow([harmless_cell(row[column]) for column in COLUMNS])
             before = ",\n"
         table.write("[]\n" if before == "[\n" else "\n]\n")
 
@@ -1734,23 +1720,23 @@ def _rebuild(
     number = 1 + len(list(data_dir.glob(".exif_data.*.journal")))
     journal_file = data_dir / f".exif_data.{number:04d}.journal"
 
-    def rows(journal: Any) -> Iterator[dict]:
+    def records(journal: Any) -> Iterator[tuple[str, dict]]:
         for block, raw in crew.results():
-            unread = [name for name, line in block if line is None]
-            pairs = list(zip(unread, raw, strict=True))
-            fresh = iter(complete_rows(pairs, settings["round_km"]))
-            for _, line in block:
-                row = next(fresh) if line is None else json.loads(line)
-                if line is None:
-                    journal.write(_encode(row) + "\n")
-                summary.add(row, fresh=line is None)
-                yield row
+            fresh = iter(raw)
+            for name, record in block:
+                new = record is None
+                if new:
+                    record = _encode(finish_row(name, next(fresh), settings["round_km"]))
+                    journal.write(record + "\n")
+                row = json.loads(record)
+                summary.add(row, fresh=new)
+                yield record, row
             journal.flush()
             progress.add(len(block))
 
     with open(journal_file, "w", encoding="utf-8", newline="\n") as journal:
         journal.write(json.dumps(settings) + "\n")
-        write_table(rows(journal), data_dir)
+        _write_table(records(journal), data_dir)
     progress.close()
     return {
         "lines": summary.lines(), "photos": summary.photos,

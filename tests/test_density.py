@@ -538,19 +538,16 @@ def test_every_beginning_of_spread_order_covers_the_map():
 @settings(max_examples=40, deadline=None)
 @given(POINT, st.sampled_from([0.1, 1.0, 10.0, 100.0]))
 def test_cells_move_no_farther_than_a_cell_and_only_once(point, cell_km):
-    lat, lon = density.cell_centres(np.array([point[0]]), np.array([point[1]]), cell_km)
-    assert density.distance_km(*point, lat[0], lon[0]) <= 3 * cell_km
-    again = density.cell_centres(lat, lon, cell_km)
-    assert density.distance_km(again[0][0], again[1][0], lat[0], lon[0]) < 1e-6
+    lat, lon = density.cell_centre(*point, cell_km)
+    assert density.distance_km(*point, lat, lon) <= 3 * cell_km
+    again = density.cell_centre(lat, lon, cell_km)
+    assert density.distance_km(*again, lat, lon) < 1e-6
 
 
-def test_cells_join_neighbours_and_keep_the_unknown():
-    lat = np.array([46.5001, 46.5002, np.nan])
-    found = density.cell_centres(lat, np.array([7.5001, 7.5002, np.nan]), 100.0)
-    assert found[0][0] == found[0][1] and found[1][0] == found[1][1]
-    assert np.isnan(found[0][2]) and np.isnan(found[1][2])
-    empty = density.cell_centres(np.array([]), np.array([]), 1.0)
-    assert len(empty[0]) == len(empty[1]) == 0
+def test_cells_join_neighbours_and_grow_with_their_size():
+    near, far = (46.5001, 7.5001), (46.6, 7.6)
+    assert density.cell_centre(*near, 100.0) == density.cell_centre(46.5002, 7.5002, 100.0)
+    assert density.cell_centre(*near, 1.0) != density.cell_centre(*far, 1.0)
 
 
 # ---------------------------------------------------------------- the map

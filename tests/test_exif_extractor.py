@@ -73,8 +73,7 @@ def save(path: Path, exif: bytes = b"", **options) -> Path:
 
 def read(path: Path) -> dict:
     """One finished row."""
-    raw = exif_extractor.read_photo(str(path))
-    return exif_extractor.complete_rows([(path.name, raw)], 0.0)[0]
+    return exif_extractor.finish_row(path.name, exif_extractor.read_photo(str(path)))
 
 
 def xmp_packet(**values) -> bytes:
@@ -734,6 +733,14 @@ def test_a_new_format_of_rows_reads_everything_again(tmp_path, monkeypatch):
     exif_extractor.extract(images, data, 1)
     monkeypatch.setattr(exif_extractor, "TABLE_FORMAT", 999)
     assert exif_extractor.extract(images, data, 1)["read"] == 6
+
+
+def test_results_come_in_order_also_behind_many_known_blocks(tmp_path):
+    path = str(save(tmp_path / "a.jpg"))
+    blocks = [(number, [path] * (number % 9 == 8)) for number in range(30)]
+    found = list(exif_extractor.Crew(iter(blocks), workers=2).results())
+    assert [block for block, _ in found] == list(range(30))
+    assert [len(rows) for _, rows in found] == [len(paths) for _, paths in blocks]
 
 
 def test_a_killed_run_goes_on_where_it_was(tmp_path):
