@@ -214,9 +214,12 @@ def open_stored(path: str | Path, max_side: int | None = None) -> "Image.Image":
 
 
 def _open(path: Path, max_side: int | None, upright: bool) -> "Image.Image":
+    import warnings
+
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = JPEG_PIXEL_LIMIT  # the limit by format is checked below, per file
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata: the table has its own codes
     about = read_photo(os.fspath(path))
     try:
         if about["_kind"] == "heic":

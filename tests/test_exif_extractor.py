@@ -818,6 +818,19 @@ def test_readers_may_not_take_more_memory_than_allowed(tmp_path, monkeypatch):
     )
 
 
+def test_the_decoder_does_not_talk_of_metadata(tmp_path):
+    damaged = b"II*\0" + struct.pack("<IHHHII", 8, 1, 0x0132, 2, 20, 5000) + b"\0" * 4
+    path = str(save(tmp_path / "a.jpg", b"Exif\0\0" + damaged))
+    by_itself = "from PIL import Image; Image.open(sys.argv[1]).load()"
+    ours = "import exif_extractor; exif_extractor.open_upright(sys.argv[1])"
+    for code, talks in ((by_itself, True), (ours, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}", path],
+            cwd=SCRIPT.parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert ("Warning" in done.stderr) == talks, done.stderr
+
+
 # ---------------------------------------------------------------- as people use it
 
 
