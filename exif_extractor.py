@@ -53,7 +53,7 @@ COLUMNS = (
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
                 "gps_source", "orientation", "camera_make", "camera_model", "lens_model",
                 "file_mtime")  # fmt: skip
-TABLE_FORMAT = 2  # raised when the same bytes would give other rows: old rows are then read again
+TABLE_FORMAT = 3  # raised when the same bytes would give other rows: old rows are then read again
 
 # EXIF orientation (tag 0x0112) → the viewer's steps that set the stored picture upright:
 # (mirror left-right first?, then quarter turns clockwise), and the class name. EXIF 3.0, 4.6.5.1.
@@ -77,6 +77,7 @@ MAX_XMP_BYTES = 2_000_000  # an XMP packet longer than this is cut; inflated pro
 NOT_HEX = bytes(set(range(256)) - set(b"0123456789abcdefABCDEF"))
 MAX_TEXTS = 16  # metadata texts read in one PNG
 MAX_PARTS = 100_000  # segments, chunks or boxes walked in one file before giving up
+ALTITUDES = (-500.0, 50_000.0)  # m; the Dead Sea's shore to balloons: others are doubtful
 STALE_MINUTES = 15  # a GPS fix this old still tells the zone (they differ by 15 min at least)
 FILE_CPU_S = 0.9  # processor time for one file, twice (in its chunk, then alone): about 2 s
 FILE_WAIT_S = 30.0  # longest silence of a reader, slow disks included
@@ -1067,6 +1068,8 @@ def _to_row(photo: Photo) -> dict:
         photo.xmp = main.get(XMP_TAG)
     if isinstance(photo.xmp, bytes):
         add_xmp(row, photo.xmp, warnings)
+    if row["gps_altitude"] is not None and not ALTITUDES[0] <= row["gps_altitude"] <= ALTITUDES[1]:
+        warnings.append("altitude_doubtful")
     row["image_width"], row["image_height"] = photo.width or None, photo.height or None
     if TURN in main or any(row[column] is not None for column in COLUMNS[3:25]):
         row["status"] = "ok"

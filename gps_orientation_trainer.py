@@ -70,7 +70,7 @@ SEED = 0  # of folds, initial weights and batches
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
 FEATURES = 4  # version of the cached features; raised when the same photo gives others
-FORMAT = 5  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 6  # of the checkpoint; raised when an older one can no longer be read
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
@@ -118,9 +118,11 @@ class Photos:
 
 
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
-    """Every row of the table with its labels; a position that the extractor doubts is none."""
+    """Every row of the table with its labels; a position or altitude that the extractor doubts is
+    none."""
     warned = table["warnings"].fillna("").str.split(";")
     distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
+    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes)
     local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
     utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
     utc = utc.dt.tz_localize(None).fillna(local)
@@ -132,7 +134,7 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
         lat=table["gps_latitude"].where(~distrust).to_numpy(float),
         lon=table["gps_longitude"].where(~distrust).to_numpy(float),
         minutes=((local - midnight).dt.total_seconds() / 60).to_numpy(float),
-        altitude=table["gps_altitude"].to_numpy(float),
+        altitude=table["gps_altitude"].where(~unlikely).to_numpy(float),
         sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
         .fillna(-1)
@@ -226,6 +228,11 @@ class Normalisation:
             altitude_limit=float(np.abs(squeezed).max()) + 0.2,
             orientation_prior=(counts / counts.sum()).tolist(),
         )
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Unit vector (3,) of the geographic median of the training photos."""
+        return density.unit_vectors(self.centre_lat, self.centre_lon)
 
     def altitude_target(self, metres: np.ndarray) -> np.ndarray:
         squeezed = np.arcsinh((metres - self.altitude_median) / self.altitude_scale)
@@ -1201,28 +1208,28 @@ class Posterior:
 
     Position: a density on the sphere, a mixture of von Mises–Fisher kernels: one on each
     neighbour, weighted by softmax(similarity / temperature), one on the head's point, and a wide
-    one for what nothing resembles. Time and altitude: the head's answer, moved by a share of the
-    way to the mean of the nearest neighbours' labels.
+    one on the training photos' centre for what nothing resembles. Time and altitude: the head's
+    answer, moved by a share of the way to the mean of the nearest neighbours' labels.
     """
 
     temperature: float
     bandwidth_km: float
     head_weight: float
     head_bandwidth_km: float
-    estimator: str  # what becomes the point: "median", "mode" or "nearest", see point()
+    estimator: str  # what becomes the point: one of ESTIMATORS, see point()
     time_share: float = 0.0  # of the neighbours in the answer
     time_count: int = 1  # how many neighbours are asked
     altitude_share: float = 0.0
     altitude_count: int = 1
 
     WIDE_WEIGHT = 0.02
+    ESTIMATORS = ("expected", "nearest", "centre")
 
-    def mixture(self, head: np.ndarray, similar: np.ndarray, places: np.ndarray, normalisation):
+    def mixture(self, head, similar, places, wide, spread_km: float):
         """Centres (Q, K+2, 3), log weights and bandwidths (Q, K+2) for heads (Q, 3), neighbour
-        similarities (Q, K) and places (Q, K, 3)."""
+        similarities (Q, K) and places (Q, K, 3), and the wide kernel's centres (Q, 3)."""
         count, k = similar.shape
-        wide = density.unit_vectors(normalisation.centre_lat, normalisation.centre_lon)
-        centres = np.concatenate([places, head[:, None], np.tile(wide, (count, 1, 1))], axis=1)
+        centres = np.concatenate([places, head[:, None], wide[:, None]], axis=1)
         share = self.head_weight if k else 1.0
         logits = similar / self.temperature
         logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) if k else logits
@@ -1237,7 +1244,7 @@ class Posterior:
         )
         widths = np.full((count, k + 2), self.bandwidth_km)
         widths[:, k] = self.head_bandwidth_km
-        widths[:, k + 1] = normalisation.spread_km
+        widths[:, k + 1] = spread_km
         return centres, log_weights, widths
 
     def lean(self, prediction: dict, labels: dict[str, np.ndarray]) -> dict:
@@ -1254,40 +1261,34 @@ class Posterior:
             moved[head] = (own + share * (mean - own)).reshape(prediction[head].shape)
         return moved
 
-    def log_per_km2(self, head, similar, places, normalisation, at: np.ndarray) -> np.ndarray:
-        """Log density at one point (Q, 3) of each mixture, (Q,)."""
-        mixture = self.mixture(head, similar, places, normalisation)
-        return density.mixture_log_per_km2(at[:, None], *mixture)[:, 0]
+    def log_per_km2(self, head, similar, places, wide, truth, spread_km: float) -> np.ndarray:
+        """Log density (Q,) at the true positions (Q, 3), see mixture for the rest."""
+        mixture = self.mixture(head, similar, places, wide, spread_km)
+        return density.mixture_log_per_km2(truth[:, None], *mixture)[:, 0]
 
     def point(self, centres, log_weights, widths) -> np.ndarray:
-        """The best of the mixture's own centres, the wide one left out, (Q, 3): where the density
-        is highest (mode), where the expected distance is least (median), or the place of the most
-        similar photo (nearest): hard to beat where bursts are split."""
-        if self.estimator == "nearest":
-            return centres[:, 0]
+        """One point (Q, 3) for each mixture: that of its centres from which the log error expected
+        is least, no kernel counting as nearer than it is wide ("expected"); the place of the most
+        similar photo ("nearest"), hard to beat where bursts are split; or the middle of the
+        training photos ("centre"), where the picture tells nothing."""
+        if self.estimator != "expected":
+            return centres[:, 0 if self.estimator == "nearest" else -1]
         best = np.empty((len(centres), 3))
         for i, (centre, weight, width) in enumerate(zip(centres, log_weights, widths, strict=True)):
-            inner = slice(0, -1)
-            if self.estimator == "mode":
-                value = density.mixture_log_per_km2(centre[inner], centre, weight, width)
-            else:
-                apart = density.arc_km(centre[inner, None], centre[None, inner])
-                value = -(apart * np.exp(weight[inner])).sum(axis=1)
-            best[i] = centre[int(np.argmax(value))]
+            apart = np.hypot(density.arc_km(centre[:, None], centre[None]), width)
+            best[i] = centre[int(np.argmin(np.log(apart) @ np.exp(weight)))]
         return best
 
     @classmethod
-    def fit(cls, head, similar, places, truth, normalisation) -> "Posterior":
-        """Choose all five by the mean log-likelihood of the true positions (Q, 3); the estimator
+    def fit(cls, head, similar, places, wide, truth, spread_km: float) -> "Posterior":
+        """Choose the kernels by the mean log-likelihood of the true positions (Q, 3), the estimator
         by the mean log error. Bandwidths go from a ten-thousandth of the spread to all of it.
         """
-        spread = normalisation.spread_km
-        widths = spread * np.geomspace(1e-4, 1, 13)
+        widths = spread_km * np.geomspace(1e-4, 1, 13)
         to_places = density.arc_km(places, truth[:, None])
         to_head = density.arc_km(head, truth)
-        wide = density.unit_vectors(normalisation.centre_lat, normalisation.centre_lon)
         floor = np.log(cls.WIDE_WEIGHT) + density.kernel_log_per_km2(
-            density.arc_km(wide[None], truth), spread
+            density.arc_km(wide, truth), spread_km
         )
         head_log = {w: density.kernel_log_per_km2(to_head, w) for w in widths[4:]}
         best, chosen = -np.inf, None
@@ -1309,13 +1310,11 @@ class Posterior:
                         if value > best:
                             best = value
                             chosen = (temperature, float(width), share, float(head_width))
-        estimators = ("median", "mode", "nearest") if has_gallery else ("median", "mode")
-        candidates = [cls(*chosen, estimator) for estimator in estimators]
-        errors = []
-        for posterior in candidates:
-            mixture = posterior.mixture(head, similar, places, normalisation)
-            miss = density.arc_km(posterior.point(*mixture), truth)
-            errors.append(np.log(np.maximum(miss, 1e-3)).mean())
+        candidates = [
+            cls(*chosen, name) for name in cls.ESTIMATORS if places.size or name != "nearest"
+        ]
+        mixture = candidates[0].mixture(head, similar, places, wide, spread_km)
+        errors = [mean_error("gps", density.arc_km(c.point(*mixture), truth)) for c in candidates]
         return candidates[int(np.argmin(errors))]
 
 
@@ -1367,7 +1366,9 @@ def likely_places(
 def posterior_mixture(answers, similar, index, gallery, posterior: Posterior, normalisation):
     """The mixture of Posterior.mixture from decoded answers and neighbours_of."""
     head = density.unit_vectors(answers["lat"], answers["lon"])
-    return posterior.mixture(head, similar, neighbour_places(gallery, index), normalisation)
+    wide = np.tile(normalisation.centre, (len(head), 1))
+    places = neighbour_places(gallery, index)
+    return posterior.mixture(head, similar, places, wide, normalisation.spread_km)
 
 
 def neighbours_of(prediction: dict, gallery: dict | None) -> tuple[np.ndarray, np.ndarray]:
@@ -1728,7 +1729,7 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
     densities = fit_densities(
         [evidence_for(*one) for one in asked],
         [trainer.photos for trainer, _ in pairs],
-        pairs[0][0].normalisation,
+        pairs[0][0].normalisation.spread_km,
     )
     densities["posterior"] = choose_lean(densities["posterior"], asked)
     return {
@@ -1773,7 +1774,7 @@ def train_fold(
         "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
         "knn_errors": answer_errors(knn, asked),  # its answers are training positions
         "log_likelihood": log_likelihoods(
-            evidence, trainer.photos, asked, choice, trainer.normalisation
+            evidence, trainer.photos, asked, choice, trainer.normalisation.spread_km
         ),
         "prior": np.tile(trainer.normalisation.orientation_prior, (len(test), 1)),
     }
@@ -1781,7 +1782,7 @@ def train_fold(
 
 def evidence_for(prediction: dict, gallery: dict | None, photos: Photos, normalisation) -> tuple:
     """Of the photos with a position: the head's points, similarities and places of the neighbours,
-    and the true positions, as Posterior.fit wants them."""
+    the centre of what was trained on, and the true positions, as Posterior.fit wants them."""
     rows = np.flatnonzero(photos.placed)
     answers = decode(prediction, normalisation)
     head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
@@ -1790,33 +1791,34 @@ def evidence_for(prediction: dict, gallery: dict | None, photos: Photos, normali
         head,
         similar,
         neighbour_places(gallery, index),
+        np.tile(normalisation.centre, (len(rows), 1)),
         density.unit_vectors(photos.lat[rows], photos.lon[rows]),
     )
 
 
-def fit_densities(evidence: list[tuple], trained_on: list[Photos], normalisation) -> dict:
+def fit_densities(evidence: list[tuple], trained_on: list[Photos], spread: float) -> dict:
     """The posterior, and what it must beat: a kernel on the head's point alone, and the density of
     the training positions (its kernel_km), all chosen by likelihood on the same photos."""
     least = min(part[1].shape[1] for part in evidence)  # neighbours: galleries may be of any size
-    head, similar, places, truth = (np.concatenate(column) for column in zip(
-        *((h, s[:, :least], p[:, :least], t) for h, s, p, t in evidence), strict=True))  # fmt: skip
-    spread = normalisation.spread_km
+    head, similar, places, wide, truth = (np.concatenate(column) for column in zip(
+        *((h, s[:, :least], p[:, :least], w, t) for h, s, p, w, t in evidence),
+        strict=True))  # fmt: skip
     if not len(truth):  # nothing to choose by: the head as it is
-        alone = Posterior(0.1, spread, 1.0, spread, "mode")
+        alone = Posterior(0.1, spread, 1.0, spread, "expected")
         return {"posterior": alone, "alone": alone, "kernel_km": spread}
     widths = spread * np.geomspace(1e-3, 1, 10)
     values = [
         np.concatenate(
             [
-                kernel_log_per_km2(photos, part[3], width)
+                kernel_log_per_km2(photos, part[-1], width)
                 for part, photos in zip(evidence, trained_on, strict=True)
             ]
         ).mean()
         for width in widths
     ]
     return {
-        "posterior": Posterior.fit(head, similar, places, truth, normalisation),
-        "alone": Posterior.fit(head, similar[:, :0], places[:, :0], truth, normalisation),
+        "posterior": Posterior.fit(head, similar, places, wide, truth, spread),
+        "alone": Posterior.fit(head, similar[:, :0], places[:, :0], wide, truth, spread),
         "kernel_km": float(widths[int(np.argmax(values))]),
     }
 
@@ -1830,14 +1832,14 @@ def kernel_log_per_km2(photos: Photos, at: np.ndarray, width_km: float) -> np.nd
     return np.logaddexp.reduce(terms, axis=1) - math.log(len(rows))
 
 
-def log_likelihoods(evidence: tuple, known: Photos, asked: Photos, choice: dict, normalisation):
+def log_likelihoods(evidence: tuple, known: Photos, asked: Photos, choice: dict, spread: float):
     """Log density per km² at the true positions (Q,) of the three of fit_densities; NaN without."""
     found = {}
-    head, similar, places, truth = evidence
-    alone = (head, similar[:, :0], places[:, :0])
+    head, similar, places, wide, truth = evidence
+    alone = (head, similar[:, :0], places[:, :0], wide, truth)
     for name, values in (
-        ("posterior", choice["posterior"].log_per_km2(*evidence[:3], normalisation, truth)),
-        ("head", choice["alone"].log_per_km2(*alone, normalisation, truth)),
+        ("posterior", choice["posterior"].log_per_km2(*evidence, spread)),
+        ("head", choice["alone"].log_per_km2(*alone, spread)),
         ("positions", kernel_log_per_km2(known, truth, choice["kernel_km"])),
     ):
         found[name] = np.full(len(asked), np.nan)
@@ -2194,7 +2196,8 @@ def train_finetune(
     found = predict("val")
     asked = found, gallery, photos.take(found["rows"]), normalisation
     known = [photos.take(rows["train"])]
-    posterior = fit_densities([evidence_for(*asked)], known, normalisation)["posterior"]
+    evidence = [evidence_for(*asked)]
+    posterior = fit_densities(evidence, known, normalisation.spread_km)["posterior"]
     posterior = choose_lean(posterior, [asked])
     names = np.select(list(parts.values()), list(parts), default="")
     return {

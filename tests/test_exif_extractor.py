@@ -443,6 +443,11 @@ def test_altitude_rules(tmp_path):
         row = read(save(tmp_path / "photo.jpg", exif_bytes(gps=gps)))
         assert row["gps_altitude"] == expected
         assert "-0.0" not in json.dumps(row)
+    for high, doubtful in (((-431, 1), False), ((40_000, 1), False), ((4294967295, 1), True)):
+        gps = {5: int(high[0] < 0), 6: (abs(high[0]), high[1])}
+        row = read(save(tmp_path / "photo.jpg", exif_bytes(gps=gps)))
+        assert ("altitude_doubtful" in (row["warnings"] or "")) == doubtful
+        assert row["gps_altitude"] == high[0]  # the table says what the file says
 
 
 def test_heading_and_receiver_notes(tmp_path):

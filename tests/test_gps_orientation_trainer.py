@@ -995,7 +995,6 @@ def test_chosen_k_is_the_one_with_the_least_validation_error():
 def posterior_case(head_good: bool, count=80, seed=0):
     """Head, neighbours and truth of which only one of the first two knows the place."""
     rng = np.random.default_rng(seed)
-    normalisation = make_normalisation(spread_km=50.0)
     centre = 46.0 + rng.normal(0, 0.3, count), 7.0 + rng.normal(0, 0.4, count)
     elsewhere = 46.0 + rng.normal(0, 0.3, count), 7.0 + rng.normal(0, 0.4, count)
     truth = density.unit_vectors(*centre)
@@ -1007,15 +1006,16 @@ def posterior_case(head_good: bool, count=80, seed=0):
     similar = np.sort(rng.uniform(0.1, 0.3, (count, 5)))[:, ::-1].copy()
     if not head_good:
         neighbours[:, 0], similar[:, 0] = close, 0.95
-    return (close if head_good else far), similar, neighbours, truth, normalisation
+    wide = np.tile(density.unit_vectors(46.0, 7.0), (count, 1))
+    return (close if head_good else far), similar, neighbours, wide, truth
 
 
 @pytest.mark.parametrize("head_good", [True, False])
 def test_posterior_follows_whoever_is_right(head_good):
-    head, similar, places, truth, normalisation = posterior_case(head_good)
-    posterior = trainer.Posterior.fit(head, similar, places, truth, normalisation)
+    *case, truth = posterior_case(head_good)
+    posterior = trainer.Posterior.fit(*case, truth, 50.0)
     assert (posterior.head_weight > 0.5) == head_good
-    mixture = posterior.mixture(head, similar, places, normalisation)
+    mixture = posterior.mixture(*case, 50.0)
     assert np.exp(mixture[1]).sum(axis=1) == pytest.approx(1, abs=1e-9)
     miss = density.arc_km(posterior.point(*mixture), truth)
     assert np.median(miss) < 0.3
@@ -1024,16 +1024,16 @@ def test_posterior_follows_whoever_is_right(head_good):
 
 
 def test_densities_are_chosen_on_all_rehearsals_and_scored_at_the_true_positions():
-    head, similar, places, truth, normalisation = posterior_case(head_good=False)
-    lat, lon = density.lat_lon(truth)
+    case = posterior_case(head_good=False)
+    lat, lon = density.lat_lon(case[-1])
     photos = make_photos(80, lat=np.where(np.arange(80) == 3, np.nan, lat), lon=lon)
     known = make_photos(80, seed=1)
     kept = np.flatnonzero(photos.placed)
-    evidence = tuple(column[kept] for column in (head, similar, places, truth))
+    evidence = tuple(column[kept] for column in case)
     halves = [tuple(c[half] for c in evidence) for half in (slice(0, 40), slice(40, None))]
-    choice = trainer.fit_densities(halves, [known, known], normalisation)
-    assert choice["posterior"] == trainer.Posterior.fit(*evidence, normalisation)
-    found = trainer.log_likelihoods(evidence, known, photos, choice, normalisation)
+    choice = trainer.fit_densities(halves, [known, known], 50.0)
+    assert choice["posterior"] == trainer.Posterior.fit(*evidence, 50.0)
+    found = trainer.log_likelihoods(evidence, known, photos, choice, 50.0)
     assert all(
         np.isnan(values).tolist() == [i == 3 for i in range(80)] for values in found.values()
     )
@@ -1044,33 +1044,45 @@ def test_densities_are_chosen_on_all_rehearsals_and_scored_at_the_true_positions
     apart = density.distance_km(known.lat[rows], known.lon[rows], lat[0], lon[0])
     by_hand = np.log(np.exp(density.kernel_log_per_km2(apart, width)).mean())
     assert found["positions"][0] == pytest.approx(by_hand)
-    mixture = choice["posterior"].mixture(head[:1], similar[:1], places[:1], normalisation)
+    mixture = choice["posterior"].mixture(*(column[:1] for column in case[:-1]), 50.0)
     assert found["posterior"][0] == pytest.approx(
-        density.mixture_log_per_km2(truth[:1], *(m[0] for m in mixture))[0]
+        density.mixture_log_per_km2(case[-1][:1], *(m[0] for m in mixture))[0]
     )
 
 
 def test_densities_without_any_position_are_the_head_alone():
-    normalisation, none = make_normalisation(spread_km=7.0), np.zeros((0, 3))
-    evidence = (none, np.zeros((0, 5)), np.zeros((0, 5, 3)), none)
-    choice = trainer.fit_densities([evidence], [make_photos(9)], normalisation)
+    none = np.zeros((0, 3))
+    evidence = (none, np.zeros((0, 5)), np.zeros((0, 5, 3)), none, none)
+    choice = trainer.fit_densities([evidence], [make_photos(9)], 7.0)
     assert choice["posterior"].head_weight == 1 and choice["kernel_km"] == 7
 
 
 def test_posterior_beats_every_single_source_in_likelihood():
-    head, similar, places, truth, normalisation = posterior_case(False)
-    posterior = trainer.Posterior.fit(head, similar, places, truth, normalisation)
-
-    def likelihood(p):
-        return density.mixture_log_per_km2(
-            truth[:, None], *p.mixture(head, similar, places, normalisation)
-        ).mean()
-
+    case = posterior_case(False)
+    posterior = trainer.Posterior.fit(*case, 50.0)
     for other in (
-        trainer.Posterior(0.1, 50.0, 1.0, 50.0, "mode"),
-        trainer.Posterior(0.02, 500.0, 0.05, 500.0, "mode"),
+        trainer.Posterior(0.1, 50.0, 1.0, 50.0, "expected"),
+        trainer.Posterior(0.02, 500.0, 0.05, 500.0, "expected"),
     ):
-        assert likelihood(posterior) > likelihood(other)
+        gain = posterior.log_per_km2(*case, 50.0) - other.log_per_km2(*case, 50.0)
+        assert gain.mean() > 0
+
+
+def test_where_nothing_is_known_the_answer_is_the_centre():
+    """Each photo is judged by the centre of the photos that its own trainer knew: that of another
+    trainer, which has seen it, would be right by heart."""
+    rng = np.random.default_rng(0)
+    count = 400
+    truth, head, *near = (
+        density.unit_vectors(46 + rng.normal(0, 0.3, count), 7 + rng.normal(0, 0.4, count))
+        for _ in range(7)
+    )
+    similar = np.tile([0.3, 0.2, 0.1, 0.1, 0.1], (count, 1))
+    evidence = [head, similar, np.stack(near, axis=1), np.tile(density.unit_vectors(46.0, 7.0),
+                (count, 1)), truth]  # fmt: skip
+    assert trainer.Posterior.fit(*evidence, 50.0).estimator == "centre"
+    evidence[3] = head  # centres that know as little as the head
+    assert trainer.Posterior.fit(*evidence, 50.0).estimator != "centre"
 
 
 @pytest.mark.parametrize("with_gallery", [True, False])
@@ -1087,7 +1099,7 @@ def test_answers_are_finite_and_radii_grow(with_gallery):
     }
     photos = make_photos(30, lat=rng.normal(46, 1, 30), lon=rng.normal(7, 1, 30))
     gallery = trainer.gallery_of(rng.normal(0, 1, (30, 4)), photos) if with_gallery else None
-    posterior = trainer.Posterior(0.1, 2.0, 0.5, 10.0, "median")
+    posterior = trainer.Posterior(0.1, 2.0, 0.5, 10.0, "expected")
     answers = trainer.answers_of(prediction, gallery, posterior, normalisation)
     for key, value in answers.items():
         assert np.isfinite(value).all() and len(value) == 9, key
@@ -1123,7 +1135,7 @@ def neighbourly(similar_know: bool, seed: int) -> tuple:
 @pytest.mark.parametrize("similar_know", [True, False])
 def test_time_and_altitude_lean_on_the_neighbours_where_those_know(similar_know):
     asked = [neighbourly(similar_know, seed) for seed in range(4)]
-    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode")
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "expected")
     chosen = trainer.choose_lean(posterior, asked)
     shares = chosen.time_share, chosen.altitude_share
     assert shares == ((1.0, 1.0) if similar_know else (0.0, 0.0))
@@ -1136,7 +1148,7 @@ def test_time_and_altitude_lean_on_the_neighbours_where_those_know(similar_know)
 
 
 def test_neighbours_without_a_label_are_passed_over():
-    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode", 0.5, 2, 0.5, 2)
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "expected", 0.5, 2, 0.5, 2)
     prediction = {"time": np.array([[1.0, 0], [1, 0]]), "altitude": np.array([2.0, 2.0])}
     labels = {"time": np.full((2, 3, 2), np.nan), "altitude": np.full((2, 3, 1), np.nan)}
     labels["altitude"][0, 1] = 4.0  # the second of two asked
@@ -1149,7 +1161,7 @@ def test_neighbours_without_a_label_are_passed_over():
 def test_neighbours_that_help_by_luck_are_not_trusted():
     """One trainer gains much, three lose a little: no clear gain."""
     lucky, *others = [neighbourly(seed == 0, seed) for seed in range(4)]
-    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "mode")
+    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "expected")
     chosen = trainer.choose_lean(posterior, [lucky, *others])
     assert (chosen.time_share, chosen.altitude_share) == (0.0, 0.0)
 
@@ -1178,13 +1190,13 @@ def test_validation_score_is_one_for_the_trivial_answer():
 
 def test_points_of_a_mixture_of_one_near_photo_and_a_crowd():
     """The most similar photo stands alone; four others and the head stand together elsewhere."""
-    normalisation = trainer.Normalisation.fit(make_photos(20))
+    wide = density.unit_vectors(np.array([40.0]), np.array([40.0]))
     places = density.unit_vectors(np.array([10.0, 0, 0, 0, 0]), np.array([10.0, 5, 5, 5, 5]))[None]
     similar, head = np.array([[0.9, 0.88, 0.88, 0.88, 0.88]]), places[:, 1]
-    for estimator, expected in (("nearest", 0), ("mode", 1), ("median", 1)):
+    for estimator, expected in (("nearest", places[:, 0]), ("expected", head), ("centre", wide)):
         posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, estimator)
-        point = posterior.point(*posterior.mixture(head, similar, places, normalisation))
-        assert point == pytest.approx(places[:, expected])
+        point = posterior.point(*posterior.mixture(head, similar, places, wide, 500.0))
+        assert point == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -1209,7 +1221,7 @@ def test_checkpoint_rebuilds_the_network_alone(trained):
     for key, value in network.state_dict().items():
         assert torch.equal(value, checkpoint["model"][key])
     assert 40 < normalisation.centre_lat < 50
-    assert posterior.estimator in ("median", "mode", "nearest")
+    assert posterior.estimator in trainer.Posterior.ESTIMATORS
     assert {
         "format", "model", "model_config", "settings", "normalisation", "split", "gallery",
         "epoch", "metrics", "table_sha256",
@@ -1599,13 +1611,15 @@ def test_photos_that_are_gone_or_doubted_are_left_out(photo_set, tmp_path):
         if row["filename"] == "day_1/IMG_120.jpg":
             row["warnings"] = "gps_zero"
         if row["filename"] == "day_1/IMG_121.JPG":
-            row["orientation_tag"] = None
+            row["orientation_tag"], row["warnings"] = None, "no_size;altitude_doubtful"
     (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
     photos, left_out = trainer.read_photos(data, data / "images")
     assert left_out == {"unreadable": 1, "file is gone": 1, "no label": 3}
     assert "day_0/IMG_000.jpg" not in photos.names
     assert np.isnan(photos.lat[photos.names.index("day_1/IMG_120.jpg")])
-    assert photos.orientation[photos.names.index("day_1/IMG_121.JPG")] == -1
+    row = photos.names.index("day_1/IMG_121.JPG")
+    assert photos.orientation[row] == -1
+    assert np.isnan(photos.altitude[row]) and np.isfinite(photos.lat[row])
 
 
 def test_labels_are_those_of_the_truth(photo_set):
