@@ -333,6 +333,13 @@ def credible_radius_km(point, centres, log_weights, bandwidth_km, level: float) 
     return float(np.quantile(arc_km(draws, point), level))
 
 
+def share_nearer(point, truth, centres, log_weights, bandwidth_km) -> float:
+    """Share of one mixture that lies nearer to `point` (3,) than the truth (3,), by the draws of
+    credible_radius_km: uniform over photos where the mixture is right (Dawid 1984)."""
+    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
+    return float((arc_km(draws, point) < arc_km(truth, point)).mean())
+
+
 def spread_order(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     """Order photos so that every beginning of the list already covers the map, (N,) indices.
 

@@ -75,6 +75,7 @@ LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
 MINUTES_PER_DAY = 1440
 HEADS = ("gps", "time", "orientation", "altitude", "sun")
+MOST_FOR_LEVELS = 1000  # validation photos that the levels of the radii are chosen by
 NEIGHBOURS = 64  # of the gallery that enter a prediction
 LEVELS = 5  # feature maps, first to last, whose mean and spread are features too
 SCALES = 2  # sizes at which the photo is seen, each half the one before
@@ -1217,6 +1218,8 @@ class Posterior:
     head_weight: float
     head_bandwidth_km: float
     estimator: str  # what becomes the point: one of ESTIMATORS, see point()
+    level50: float = 0.5  # shares of the mixture that held half and nine tenths of the validation
+    level90: float = 0.9  # photos: what the radii are drawn at
     time_share: float = 0.0  # of the neighbours in the answer
     time_count: int = 1  # how many neighbours are asked
     altitude_share: float = 0.0
@@ -1314,8 +1317,16 @@ class Posterior:
             cls(*chosen, name) for name in cls.ESTIMATORS if places.size or name != "nearest"
         ]
         mixture = candidates[0].mixture(head, similar, places, wide, spread_km)
-        errors = [mean_error("gps", density.arc_km(c.point(*mixture), truth)) for c in candidates]
-        return candidates[int(np.argmin(errors))]
+        points = [candidate.point(*mixture) for candidate in candidates]
+        errors = [mean_error("gps", density.arc_km(point, truth)) for point in points]
+        best = int(np.argmin(errors))
+        nearer = [
+            density.share_nearer(points[best][i], truth[i], *(part[i] for part in mixture))
+            for i in range(0, len(truth), math.ceil(len(truth) / MOST_FOR_LEVELS))
+        ]
+        wanted = np.minimum(np.array([0.5, 0.9]) * (1 + 1 / len(nearer)), 1)
+        half, most = np.quantile(nearer, wanted).tolist()
+        return dataclasses.replace(candidates[best], level50=half, level90=most)
 
 
 def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisation) -> dict:
@@ -1332,7 +1343,7 @@ def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisa
         [
             [
                 density.credible_radius_km(point[i], *(m[i] for m in mixture), level)
-                for level in (0.5, 0.9)
+                for level in (posterior.level50, posterior.level90)
             ]
             for i in range(len(point))
         ]

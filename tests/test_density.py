@@ -503,6 +503,13 @@ def test_credible_radius_of_one_kernel_is_rayleigh():
     assert radius == pytest.approx(3 * np.sqrt(2 * np.log(2)), rel=0.07)
 
 
+@pytest.mark.parametrize("away_km", [0.5, 3.0, 9.0])
+def test_share_nearer_of_one_kernel_is_rayleigh(away_km):
+    centre, truth = density.unit_vectors(np.array([10.0, 10 + away_km / 111.195]), np.zeros(2))
+    share = density.share_nearer(centre, truth, centre[None], np.zeros(1), np.array([3.0]))
+    assert share == pytest.approx(1 - np.exp(-((away_km / 3) ** 2) / 2), abs=0.05)
+
+
 def test_distinct_places_share_the_probability():
     lat, lon = np.array([10.0, 10.001, 20.0, 30.0]), np.array([5.0, 5.0, 5.0, 5.0])
     centres = density.unit_vectors(lat, lon)

@@ -1068,6 +1068,21 @@ def test_posterior_beats_every_single_source_in_likelihood():
         assert gain.mean() > 0
 
 
+@pytest.mark.parametrize("head_good", [True, False])
+def test_radii_hold_as_many_validation_photos_as_they_say(head_good):
+    *case, truth = posterior_case(head_good, count=150)
+    posterior = trainer.Posterior.fit(*case, truth, 50.0)
+    mixture = posterior.mixture(*case, 50.0)
+    points = posterior.point(*mixture)
+    miss = density.arc_km(points, truth)
+    for level, wanted in ((posterior.level50, 0.5), (posterior.level90, 0.9)):
+        radii = [
+            density.credible_radius_km(points[i], *(part[i] for part in mixture), level)
+            for i in range(150)
+        ]
+        assert (miss <= radii).mean() == pytest.approx(wanted, abs=0.03)
+
+
 def test_where_nothing_is_known_the_answer_is_the_centre():
     """Each photo is judged by the centre of the photos that its own trainer knew: that of another
     trainer, which has seen it, would be right by heart."""
@@ -1148,7 +1163,10 @@ def test_time_and_altitude_lean_on_the_neighbours_where_those_know(similar_know)
 
 
 def test_neighbours_without_a_label_are_passed_over():
-    posterior = trainer.Posterior(0.1, 50.0, 0.2, 50.0, "expected", 0.5, 2, 0.5, 2)
+    posterior = trainer.Posterior(
+        0.1, 50.0, 0.2, 50.0, "expected", time_share=0.5, time_count=2,
+        altitude_share=0.5, altitude_count=2,
+    )  # fmt: skip
     prediction = {"time": np.array([[1.0, 0], [1, 0]]), "altitude": np.array([2.0, 2.0])}
     labels = {"time": np.full((2, 3, 2), np.nan), "altitude": np.full((2, 3, 1), np.nan)}
     labels["altitude"][0, 1] = 4.0  # the second of two asked
