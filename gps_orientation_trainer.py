@@ -1285,7 +1285,8 @@ class Posterior:
     @classmethod
     def fit(cls, head, similar, places, wide, truth, spread_km: float) -> "Posterior":
         """Choose the kernels by the mean log-likelihood of the true positions (Q, 3), the estimator
-        by the mean log error. Bandwidths go from a ten-thousandth of the spread to all of it.
+        by the mean log error, the levels of the radii by where the truth lies in the mixtures.
+        Bandwidths go from a ten-thousandth of the spread to all of it.
         """
         widths = spread_km * np.geomspace(1e-4, 1, 13)
         to_places = density.arc_km(places, truth[:, None])
