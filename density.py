@@ -327,10 +327,11 @@ def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: 
     return places
 
 
-def credible_radius_km(point, centres, log_weights, bandwidth_km, level: float) -> float:
-    """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws."""
+def credible_radius_km(point, centres, log_weights, bandwidth_km, level) -> np.ndarray:
+    """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws; of
+    several levels (L,) the radii (L,)."""
     draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
-    return float(np.quantile(arc_km(draws, point), level))
+    return np.quantile(arc_km(draws, point), level)
 
 
 def share_nearer(point, truth, centres, log_weights, bandwidth_km) -> float:

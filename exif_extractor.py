@@ -1728,14 +1728,15 @@ def _rebuild(
 
     def records(journal: Any) -> Iterator[tuple[str, dict]]:
         for block, raw in crew.results():
-            fresh = iter(raw)
+            fresh = dict(zip((n for n, record in block if record is None), raw, strict=True))
             for name, record in block:
-                new = record is None
-                if new:
-                    record = _encode(finish_row(name, next(fresh), settings["round_km"]))
+                if record is None:
+                    row = finish_row(name, fresh[name], settings["round_km"])
+                    record = _encode(row)
                     journal.write(record + "\n")
-                row = json.loads(record)
-                summary.add(row, fresh=new)
+                else:
+                    row = json.loads(record)
+                summary.add(row, fresh=name in fresh)
                 yield record, row
             journal.flush()
             progress.add(len(block))

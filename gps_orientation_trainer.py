@@ -1284,10 +1284,28 @@ class Posterior:
 
     @classmethod
     def fit(cls, head, similar, places, wide, truth, spread_km: float) -> "Posterior":
-        """Choose the kernels by the mean log-likelihood of the true positions (Q, 3), the estimator
-        by the mean log error, the levels of the radii by where the truth lies in the mixtures.
-        Bandwidths go from a ten-thousandth of the spread to all of it.
-        """
+        """Choose the kernels, then the estimator by the mean log error at the true positions
+        (Q, 3), then the levels of the radii by where the truth lies in the mixtures."""
+        kernels = cls.fit_kernels(head, similar, places, wide, truth, spread_km)
+        mixture = kernels.mixture(head, similar, places, wide, spread_km)
+        points = {
+            name: dataclasses.replace(kernels, estimator=name).point(*mixture)
+            for name in cls.ESTIMATORS
+            if places.size or name != "nearest"
+        }
+        best = min(points, key=lambda n: mean_error("gps", density.arc_km(points[n], truth)))
+        nearer = [
+            density.share_nearer(points[best][i], truth[i], *(part[i] for part in mixture))
+            for i in range(0, len(truth), math.ceil(len(truth) / MOST_FOR_LEVELS))
+        ]
+        wanted = np.minimum(np.array([0.5, 0.9]) * (1 + 1 / len(nearer)), 1)
+        half, most = np.quantile(nearer, wanted).tolist()
+        return dataclasses.replace(kernels, estimator=best, level50=half, level90=most)
+
+    @classmethod
+    def fit_kernels(cls, head, similar, places, wide, truth, spread_km: float) -> "Posterior":
+        """Choose the kernels by the mean log-likelihood of the true positions (Q, 3). Bandwidths go
+        from a ten-thousandth of the spread to all of it."""
         widths = spread_km * np.geomspace(1e-4, 1, 13)
         to_places = density.arc_km(places, truth[:, None])
         to_head = density.arc_km(head, truth)
@@ -1314,20 +1332,7 @@ class Posterior:
                         if value > best:
                             best = value
                             chosen = (temperature, float(width), share, float(head_width))
-        candidates = [
-            cls(*chosen, name) for name in cls.ESTIMATORS if places.size or name != "nearest"
-        ]
-        mixture = candidates[0].mixture(head, similar, places, wide, spread_km)
-        points = [candidate.point(*mixture) for candidate in candidates]
-        errors = [mean_error("gps", density.arc_km(point, truth)) for point in points]
-        best = int(np.argmin(errors))
-        nearer = [
-            density.share_nearer(points[best][i], truth[i], *(part[i] for part in mixture))
-            for i in range(0, len(truth), math.ceil(len(truth) / MOST_FOR_LEVELS))
-        ]
-        wanted = np.minimum(np.array([0.5, 0.9]) * (1 + 1 / len(nearer)), 1)
-        half, most = np.quantile(nearer, wanted).tolist()
-        return dataclasses.replace(candidates[best], level50=half, level90=most)
+        return cls(*chosen, "expected")
 
 
 def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisation) -> dict:
@@ -1340,12 +1345,10 @@ def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisa
     mixture = posterior_mixture(answers, similar, index, gallery, posterior, normalisation)
     point = posterior.point(*mixture)
     lat, lon = density.lat_lon(point)
+    levels = posterior.level50, posterior.level90
     radii = np.array(
         [
-            [
-                density.credible_radius_km(point[i], *(m[i] for m in mixture), level)
-                for level in (posterior.level50, posterior.level90)
-            ]
+            density.credible_radius_km(point[i], *(m[i] for m in mixture), levels)
             for i in range(len(point))
         ]
     ).reshape(-1, 2)
@@ -1830,7 +1833,7 @@ def fit_densities(evidence: list[tuple], trained_on: list[Photos], spread: float
     ]
     return {
         "posterior": Posterior.fit(head, similar, places, wide, truth, spread),
-        "alone": Posterior.fit(head, similar[:, :0], places[:, :0], wide, truth, spread),
+        "alone": Posterior.fit_kernels(head, similar[:, :0], places[:, :0], wide, truth, spread),
         "kernel_km": float(widths[int(np.argmax(values))]),
     }
 
