@@ -35,12 +35,12 @@ lint: .venv/dev
 	$(PY) -m ruff format --check .
 
 bench: .venv/dev  ## speed against ExifTool and the official depth procedure
-	$(PY) tests/bench_exif.py
-	$(PY) tests/bench_depth.py
-	$(PY) tests/bench_training.py
+	$(PY) benchmarks/bench_exif.py
+	$(PY) benchmarks/bench_depth.py
+	$(PY) benchmarks/bench_training.py
 
 ablation: demo .venv/dev  ## what each ingredient of the recipe brings, on the demo and other photos
-	$(PY) tests/ablation.py --csv evaluation/ablation.csv
+	$(PY) benchmarks/ablation.py --csv evaluation/ablation.csv
 
 notebooks: demo .venv/dev  ## run the notebooks from the top on the demo photos, in place
 	.venv/bin/jupyter-execute --inplace notebooks/*.ipynb

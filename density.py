@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
 import importlib.util
 import itertools
 import json
 import math
 import os
+import shlex
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -54,6 +56,10 @@ def stop(message: str) -> NoReturn:
     """End the run with exit code 2 and one line on stderr: the user must change something."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def silent(message: str) -> None:
+    """Where rooms say what nobody wants to hear."""
 
 
 @contextmanager
@@ -96,6 +102,23 @@ def _process_lives(pid: int) -> bool:
     except (PermissionError, OverflowError):  # another user's; a number that no process has
         return True
     return True
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def next_command(
+    script: str, data_dir: Path, image_dir: Path, checkpoint_dir: str | Path = "checkpoints"
+) -> str:
+    """The line that names the next command, with a flag for every folder that is not usual."""
+    folders = (("data", data_dir, "data"), ("image", image_dir, data_dir / "images"),
+               ("checkpoint", checkpoint_dir, "checkpoints"))  # fmt: skip
+    flags = [f" --{name}-dir {shlex.quote(str(folder))}" for name, folder, usual in folders
+             if Path(folder) != Path(usual)]  # fmt: skip
+    return f"next: python {script}.py{''.join(flags)}"
 
 
 # ---------------------------------------------------------------- the globe

@@ -23,7 +23,10 @@ from PIL import Image
 import depth_map_generator
 import exif_extractor
 import gps_orientation_trainer
+from geophoto import depth_weights, orientations, targets
+from geophoto.photos import Photos
 
+pytest_plugins = ["rule_weights"]
 torch.set_num_threads(1)  # for networks this small, waiting for threads is most of the work
 os.environ["OMP_NUM_THREADS"] = "1"  # and the same in the scripts that tests start
 REPOSITORY = Path(__file__).parents[1]
@@ -91,7 +94,7 @@ def picture(rng, east: float, north: float, height: float, hour: float) -> np.nd
 def store(path: Path, upright: np.ndarray, name: str, exif: bytes | None) -> None:
     """Write upright pixels as a camera stores them in orientation class `name`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    stored = Image.fromarray(exif_extractor.store_as(upright, name))
+    stored = Image.fromarray(orientations.store_as(upright, name))
     stored.save(path, quality=92, **({"exif": exif} if exif else {}))
 
 
@@ -115,7 +118,7 @@ def draw_photos(images: Path) -> dict[str, dict]:
             name = f"day_{place // 12}/IMG_{place:02d}{shot}.{'JPG' if shot else 'jpg'}"
             hour = label["when"].hour + label["when"].minute / 60
             pixels = picture(rng, east, north, (label["altitude"] - 380) / 950, hour)
-            tag = exif_extractor.ORIENTATION_TAG[label["orientation"]]
+            tag = orientations.ORIENTATION_TAG[label["orientation"]]
             exif = exif_bytes(label["lat"], label["lon"], label["altitude"], label["when"], tag)
             store(images / name, pixels, label["orientation"], exif)
             truth[name] = label
@@ -146,7 +149,7 @@ def tiny_depth_weights(path: Path) -> Path:
     with torch.no_grad():
         network.head.conv3.bias.fill_(0.5)  # the last ReLU would cut a random map to zeros
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(depth_map_generator.to_official_keys(network.state_dict()), path)
+    torch.save(depth_weights.to_official_keys(network.state_dict()), path)
     return path
 
 
@@ -209,3 +212,62 @@ def trained(photo_set, tmp_path_factory) -> Trained:
     code, printed = quietly(gps_orientation_trainer.main, *training_arguments(data, checkpoints))
     assert code == 0, printed
     return Trained(data, checkpoints, printed)
+
+
+def make_normalisation(lat=46.0, lon=7.0, spread_km=50.0, **more) -> targets.Normalisation:
+    return targets.Normalisation(
+        **{
+            "centre_lat": lat,
+            "centre_lon": lon,
+            "spread_km": spread_km,
+            "altitude_median": 500.0,
+            "altitude_scale": 200.0,
+            "altitude_mean": 0.1,
+            "altitude_std": 0.8,
+            "altitude_limit": 3.0,
+            "orientation_prior": [0.5, 0.1, 0.1, 0.1, 0.1, 0.1],
+            **more,
+        }
+    )
+
+
+def make_photos(count: int, seed: int = 0, **columns) -> Photos:
+    """Photos with random labels of which a tenth is missing; `columns` replaces whole columns."""
+    rng = np.random.default_rng(seed)
+    gaps = rng.random((3, count)) < 0.1
+    values = {
+        "names": [f"f{i % 3}/{i}.jpg" for i in range(count)],
+        "lat": np.where(gaps[0], np.nan, rng.normal(46, 0.2, count)),
+        "lon": np.where(gaps[0], np.nan, rng.normal(7, 0.2, count)),
+        "minutes": np.where(gaps[1], np.nan, rng.uniform(0, 1440, count)),
+        "altitude": np.where(gaps[2], np.nan, rng.gamma(2, 300, count)),
+        "sun": np.where(gaps[1] | gaps[0], np.nan, rng.uniform(-20, 70, count)),
+        "orientation": rng.integers(-1, 6, count),
+        "seconds": rng.uniform(0, 1e5, count),
+        "camera": rng.choice(["a", "b"], count),
+        "files": [REPOSITORY / f"{i}.jpg" for i in range(count)],
+    }
+    return Photos(**{**values, **columns})
+
+
+def make_batch(count=12, seed=0):
+    """Outputs, targets with gaps, and their normalisation."""
+    photos = make_photos(count, seed)
+    normalisation = targets.Normalisation.fit(photos)
+    target = targets.targets_of(photos, normalisation)
+    target["view"] = target.pop("tag")
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    output = {"gps": random(count, 2), "time": random(count, 2), "altitude": random(count)}
+    output |= {"orientation": random(count, 6), "sun": random(count)}
+    return output, target, normalisation
+
+
+def network_inputs(count=2, size=64, depth=True) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"rgb": (3, size, size), "view": (3, size // 2, size // 2)}
+    shapes |= {"depth": (1, size, size)} if depth else {}
+    return {k: torch.randn(count, *shape, generator=generator) for k, shape in shapes.items()}

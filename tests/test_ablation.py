@@ -8,6 +8,8 @@ import pytest
 from bench_training import made_up
 
 import gps_orientation_trainer as trainer
+from geophoto.devices import Precision
+from geophoto.network import SCALES
 
 
 def test_paired_ratios_and_short_numbers():
@@ -26,7 +28,7 @@ def test_halves_of_the_picture_add_up_to_the_whole():
     halves = []
     for part in (level[:, :, :4], level[:, :, 4:]):
         halves += [part.mean(axis=(2, 3)), part.std(axis=(2, 3))]
-    columns = [rng.normal(0, 1, (1, 4)), np.hstack(halves)] * trainer.SCALES
+    columns = [rng.normal(0, 1, (1, 4)), np.hstack(halves)] * SCALES
     data = dataclasses.replace(
         made_up(10),
         pooled=np.hstack(columns).astype(np.float32),
@@ -40,7 +42,7 @@ def test_halves_of_the_picture_add_up_to_the_whole():
 @pytest.mark.slow
 def test_every_row_is_scored_on_the_same_photos(capsys):
     data = made_up(60)
-    precision = trainer.Precision("fp32", "cpu")
+    precision = Precision("fp32", "cpu")
     arguments = ["--mode", "frozen", "--epochs", "2", "--folds", "3"]
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
     photo_set = ablation.PhotoSet("made up", data, data, options, precision)

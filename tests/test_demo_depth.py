@@ -14,7 +14,7 @@ import train_depth  # noqa: E402
 
 @pytest.fixture(scope="module")
 def network():
-    from depth_map_generator import load_network
+    from geophoto.depth_network import load_network
 
     network, info = load_network("demo", REPOSITORY / "checkpoints")
     assert info["kind"] == "inverse depth"
@@ -22,7 +22,7 @@ def network():
 
 
 def test_model_is_small_and_named_officially():
-    from depth_map_generator import read_state_dict
+    from geophoto.depth_weights import read_state_dict
 
     path = REPOSITORY / "checkpoints" / "depth_anything_v2_demo.pth"
     state = read_state_dict(path)
@@ -33,7 +33,7 @@ def test_model_is_small_and_named_officially():
 
 def test_orders_depth_of_unseen_islands_better_than_the_row(network):
     """A sample; the full figure is `python data/demo/train_depth.py --evaluate`."""
-    from depth_map_generator import estimate_depth
+    from geophoto.depth_network import estimate_depth
 
     scores = []
     for seed in (9001, 9002):
@@ -47,7 +47,8 @@ def test_orders_depth_of_unseen_islands_better_than_the_row(network):
 def test_fresh_network_has_the_shape_of_the_published_one(tmp_path):
     import torch
 
-    from depth_map_generator import build_network, read_state_dict
+    from geophoto.depth_network import build_network
+    from geophoto.depth_weights import read_state_dict
 
     fresh = train_depth.new_network(0).eval()
     train_depth.save_network(fresh, tmp_path / "fresh.pth")

@@ -1,4 +1,4 @@
-"""The evaluator: statistics against numpy, metrics recomputed from predictions.csv, the report."""
+"""The evaluator: metrics recomputed from predictions.csv, the report, unknown photos."""
 
 import csv
 import json
@@ -10,85 +10,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import copy_data, picture, quietly, store, training_arguments
-from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 
 import density
 import evaluate_gps_model as evaluator
 import gps_orientation_trainer as trainer
-from exif_extractor import ORIENTATION_CLASSES, find_photos
-
-# ---------------------------------------------------------------- statistics
-
-WEIGHTED = st.lists(
-    st.tuples(st.floats(-1e6, 1e6), st.integers(0, 4)), min_size=1, max_size=30
-).filter(lambda pairs: sum(w for _, w in pairs) > 0)
-
-
-@given(WEIGHTED)
-def test_weighted_median_and_mean_are_those_of_repeated_values(pairs):
-    values, weights = np.array(pairs, float).T
-    repeated = np.repeat(values, weights.astype(int))
-    assert evaluator.weighted_median(values, weights) == pytest.approx(np.median(repeated))
-    assert evaluator.weighted_mean(values, weights) == pytest.approx(
-        repeated.mean(), rel=1e-9, abs=1e-6
-    )
-
-
-def test_statistics_without_weight_are_unknown():
-    for values in (np.array([]), np.array([1.0, 2.0])):
-        assert math.isnan(evaluator.weighted_median(values, np.zeros(len(values))))
-        assert math.isnan(evaluator.weighted_mean(values, np.zeros(len(values))))
-
-
-def test_resampling_draws_whole_groups():
-    groups = np.array([0, 0, 0, 5, 5, 9])
-    for weights in evaluator.resampled_weights(groups, 50, 0):
-        assert weights[0] == weights[1] == weights[2] and weights[3] == weights[4]
-        assert weights[0] + weights[3] + weights[5] == 3
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(150):
-        groups = np.repeat(np.arange(40), 3)
-        values = 10 + np.repeat(rng.normal(0, 2, 40), 3) + rng.normal(0, 0.3, 120)
-        low, high = evaluator.interval(values, groups, evaluator.weighted_mean, 200, trial)
-        hits += low <= 10 <= high
-    assert 0.87 <= hits / 150 <= 0.99  # by photo instead of by group it would be about 0.73
-
-
-def test_copies_within_a_group_do_not_narrow_the_interval():
-    rng = np.random.default_rng(1)
-    values = rng.normal(0, 1, 30)
-    once = evaluator.interval(values, np.arange(30), evaluator.weighted_median, 500, 3)
-    copied = evaluator.interval(
-        np.repeat(values, 7), np.repeat(np.arange(30), 7), evaluator.weighted_median, 500, 3
-    )
-    assert copied == pytest.approx(once)
-
-
-def test_paired_interval_sees_a_small_constant_gain():
-    rng = np.random.default_rng(2)
-    groups, rgb = np.arange(60), rng.gamma(1, 100, 60)
-    limits = evaluator.interval(rgb - 0.5, groups, evaluator.weighted_mean, 500, 0, minus=rgb)
-    assert limits == pytest.approx([-0.5, -0.5])
-    assert evaluator.interval(rgb, np.zeros(60), evaluator.weighted_mean, 10, 0) is None
-
-
-def test_geometric_mean_counts_from_one_metre():
-    assert evaluator.geometric_mean_km(np.array([1.0, 100.0])) == pytest.approx(10)
-    assert evaluator.geometric_mean_km(np.array([0.0, 1e-9])) == pytest.approx(0.001)
-
-
-@pytest.mark.parametrize(
-    "minutes, shown", [(0, "00:00"), (1439.4, "23:59"), (1439.6, "00:00"), (75, "01:15")]
-)
-def test_clock(minutes, shown):
-    assert evaluator.clock(minutes) == shown
-    assert evaluator.clock(math.nan) is None
-
+from geophoto import predictions, records, report
+from geophoto.checkpoints import read_checkpoint
+from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.photos import read_photos
+from geophoto.pictures import find_photos
 
 # ---------------------------------------------------------------- a whole evaluation
 
@@ -186,8 +117,8 @@ def test_metrics_follow_from_the_predictions(evaluated, photo_set, name):
 
 
 def test_trivial_baseline_is_that_of_the_training_folds(evaluated, trained):
-    split = trainer.read_checkpoint(trained.checkpoints / "best_gps_model_rgb.pth")["split"]
-    photos, _ = trainer.read_photos(trained.data, trained.data / "images")
+    split = read_checkpoint(trained.checkpoints / "best_gps_model_rgb.pth")["split"]
+    photos, _ = read_photos(trained.data, trained.data / "images")
     photos = photos.take(np.array([photos.names.index(name) for name in split["names"]]))
     fold, miss = np.array(split["fold"]), np.empty(48)
     for k in range(3):
@@ -199,7 +130,7 @@ def test_trivial_baseline_is_that_of_the_training_folds(evaluated, trained):
 
 
 def test_orientation_figures_from_the_stored_logits(evaluated, trained):
-    checkpoint = trainer.read_checkpoint(trained.checkpoints / "best_gps_model_rgb.pth")
+    checkpoint = read_checkpoint(trained.checkpoints / "best_gps_model_rgb.pth")
     views = checkpoint["held_out"]["answers"]["views"]
     block = metrics_of(evaluated[0])["rgb"]["orientation"]
     six = np.mean([views[i, v].argmax() == v for i in range(48) for v in range(6)])
@@ -246,7 +177,6 @@ def test_report_is_one_file(evaluated):
 
 
 def test_plots_are_pictures(evaluated):
-    from PIL import Image
 
     for file in evaluated[0].glob("*.png"):
         pixels = np.asarray(Image.open(file).convert("L"))
@@ -283,17 +213,17 @@ def test_hostile_names_are_harmless(evaluated, tmp_path):
     """File names reach the report, the CSV and the GeoJSON as text, never as code."""
     evil = "=HYPERLINK(1)<script>alert(1)</script>\t.jpg"
     rows = [{"filename": evil, "latitude": 1.0, "longitude": 2.0, "note": "+1", "n": -5}]
-    evaluator.write_rows(tmp_path / "x.csv", rows)
+    records.write_rows(tmp_path / "x.csv", rows)
     row = read_rows(tmp_path / "x.csv")[0]
     assert row["filename"] == "'" + evil and row["note"] == "'+1" and row["n"] == "-5"
-    evaluator.write_geojson(tmp_path / "x.geojson", rows)
+    records.write_geojson(tmp_path / "x.geojson", rows)
     assert (
         json.loads((tmp_path / "x.geojson").read_text())["features"][0]["properties"]["filename"]
         == evil
     )
     about = {"lead": evil, "method": evil, "draws": 1}
     metrics = {"rgb": metrics_of(evaluated[0])["rgb"]}
-    evaluator.write_report(tmp_path / "x.html", metrics, {}, [], about)
+    report.write_report(tmp_path / "x.html", metrics, {}, [], about)
     page = (tmp_path / "x.html").read_text(encoding="utf-8")
     assert "<script>" not in page and "&lt;script&gt;" in page
 
@@ -373,7 +303,7 @@ def test_finetuned_models_are_evaluated_on_their_stored_test_photos(finetuned, t
     assert code == 0, printed
     rows = read_rows(tmp_path / "predictions.csv")
     for name in ("rgb", "depth"):
-        split = trainer.read_checkpoint(checkpoints / f"best_gps_model_{name}.pth")["split"]
+        split = read_checkpoint(checkpoints / f"best_gps_model_{name}.pth")["split"]
         test = {n for n, part in zip(split["names"], split["part"], strict=True) if part == "test"}
         assert {row["filename"] for row in rows if row["model"] == name} == test
         assert metrics_of(tmp_path)[name]["gps"]["n"] == len(test) >= 5
@@ -428,9 +358,8 @@ def test_photos_without_exif_get_all_four_answers(trained, tmp_path, name):
 
 def test_training_photos_are_recognised(trained, tmp_path):
     """A photo of the gallery, shown again without its EXIF, is found where it was taken."""
-    from PIL import Image
 
-    photos, _ = trainer.read_photos(trained.data, trained.data / "images")
+    photos, _ = read_photos(trained.data, trained.data / "images")
     chosen = [i for i in range(len(photos)) if photos.orientation[i] == 0][::6]
     for i in chosen:
         with Image.open(photos.files[i]) as image:
@@ -509,15 +438,13 @@ def test_a_stranger_is_turned_upright_first(trained, tmp_path, monkeypatch):
     pixels = picture(rng, 0.4, 0.3, 0.5, 13)
     pixels = pixels[:, 24:136]  # a square keeps its size when turned
     for number, name in enumerate(ORIENTATION_CLASSES):
-        from PIL import Image
-
-        from exif_extractor import store_as
+        from geophoto.orientations import store_as
 
         (tmp_path / "p").mkdir(exist_ok=True)
         Image.fromarray(store_as(pixels, name)).save(tmp_path / "p" / f"{number}.png")
     order = iter(range(6))
     monkeypatch.setattr(
-        evaluator, "orientation_chances", lambda *a: np.eye(6)[next(order)] * 0.9 + 0.01
+        predictions, "orientation_chances", lambda *a: np.eye(6)[next(order)] * 0.9 + 0.01
     )
     code, printed = quietly(
         evaluator.main, "--checkpoint-dir", trained.checkpoints, "--output-dir", tmp_path / "out",

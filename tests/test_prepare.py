@@ -133,7 +133,8 @@ def test_depth_lies_beside_the_upright_photo(small):
 
 
 def test_table_of_the_extractor_says_what_truth_says(small, shots):
-    from exif_extractor import main, read_table
+    from exif_extractor import main
+    from geophoto.table import read_table
 
     main(["--data-dir", str(small)])
     table = {row["filename"]: row for row in read_table(small).to_dict("records")}

@@ -8,14 +8,21 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
+
+import geophoto
 
 SCRIPTS = (
     "density", "exif_extractor", "depth_map_generator", "gps_orientation_trainer",
     "evaluate_gps_model",
 )  # fmt: skip
+ROOMS = re.findall(r"^    (\w+)  ", geophoto.__doc__, flags=re.M)  # in the order of the data
+TORCH_ROOMS = ("devices", "network", "features", "training", "frozen", "finetune", "checkpoints",
+               "predictions")  # fmt: skip
 HEAVY = ("torch", "transformers", "timm", "matplotlib", "cv2", "pandas", "folium", "jinja2")
 TEXTS = [
     path
@@ -46,20 +53,71 @@ def flags_of(name: str) -> dict:
 # ---------------------------------------------------------------- imports
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_imports_run_one_way(name):
-    upstream = SCRIPTS[: SCRIPTS.index(name)]
-    for node in ast.walk(ast.parse(source(name))):
-        found = []
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            found = [node.module or ""]
-        for module in found:
-            assert module not in SCRIPTS or module in upstream, f"line {node.lineno}: {module}"
+            yield node.lineno, node.module or ""
+            if node.module == "geophoto":
+                yield from ((node.lineno, f"geophoto.{alias.name}") for alias in node.names)
 
 
-@pytest.mark.parametrize("name", [n for n in SCRIPTS if n != "gps_orientation_trainer"])
+def test_the_map_of_the_house_names_every_room_and_nothing_else():
+    files = {path.stem for path in (REPOSITORY / "geophoto").glob("*.py")} - {"__init__"}
+    assert len(ROOMS) == len(set(ROOMS)) and set(ROOMS) == files
+    body = ast.parse((REPOSITORY / "geophoto" / "__init__.py").read_text(encoding="utf-8")).body
+    assert len(body) == 1 and isinstance(body[0], ast.Expr)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_imports_another(name):
+    """density.py is the floor on which all stand: it imports neither scripts nor rooms."""
+    for line, module in imports_of(REPOSITORY / f"{name}.py"):
+        assert module not in set(SCRIPTS) - {"density"}, f"line {line}: {module}"
+        assert name != "density" or not module.startswith("geophoto"), f"line {line}: {module}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_downwards_and_read_no_setting(room):
+    upstream = {f"geophoto.{other}" for other in ROOMS[: ROOMS.index(room)]} | {"geophoto"}
+    path = REPOSITORY / "geophoto" / f"{room}.py"
+    for line, module in imports_of(path):
+        assert module not in {*SCRIPTS, "argparse", "tqdm"} - {"density"}, f"line {line}: {module}"
+        assert not module.startswith("geophoto") or module in upstream, f"line {line}: {module}"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        printing = isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print"
+        assert not printing, f"line {node.lineno} prints"
+
+
+def test_scripts_and_rooms_stay_readable():
+    for name in SCRIPTS:
+        assert 300 <= len(source(name).splitlines()) <= 700, name
+    for room in ROOMS:
+        lines = (REPOSITORY / "geophoto" / f"{room}.py").read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 450, room
+
+
+LONG = {"fit"}  # the training loop, which is read in one piece
+
+
+@pytest.mark.parametrize(
+    "path", [*(f"{n}.py" for n in SCRIPTS), *(f"geophoto/{r}.py" for r in ROOMS)]
+)
+def test_functions_are_short(path):
+    for node in ast.walk(ast.parse((REPOSITORY / path).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name not in LONG:
+            assert node.end_lineno - node.lineno < 60, f"{node.name} is long"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name in SCRIPTS if name != "gps_orientation_trainer"),
+        *(f"geophoto.{room}" for room in ROOMS if room not in TORCH_ROOMS),
+    ],
+)
 def test_importing_is_cheap(name):
     script = f"import sys, {name}; print([m for m in {HEAVY[:4]} if m in sys.modules])"
     done = subprocess.run(
@@ -184,14 +242,12 @@ def test_imported_packages_are_required():
     }  # fmt: skip
     required = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8")
     required = set(re.findall(r"^([\w-]+)", required, flags=re.M))
-    for script in SCRIPTS:
-        for node in ast.walk(ast.parse(source(script))):
-            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom):
-                modules = [node.module]
-            for module in (m.split(".")[0] for m in modules):
-                if module not in sys.stdlib_module_names and module not in SCRIPTS:
-                    assert names.get(module, module) in required, f"{script}: {module}"
+    files = [REPOSITORY / f"{name}.py" for name in SCRIPTS]
+    for path in (*files, *(REPOSITORY / "geophoto").glob("*.py")):
+        for line, module in imports_of(path):
+            top = module.split(".")[0]
+            if top not in sys.stdlib_module_names and top not in {*SCRIPTS, "geophoto"}:
+                assert names.get(top, top) in required, f"{path.name}, line {line}: {module}"
 
 
 def committed_files() -> list[str]:

@@ -99,7 +99,7 @@ def new_network(seed: int):
     import torch
     from transformers import DepthAnythingForDepthEstimation
 
-    from depth_map_generator import network_config, use_official_positions
+    from geophoto.depth_network import network_config, use_official_positions
 
     torch.manual_seed(seed)
     shapes = {"pretrained.pos_embed": (1, 1 + 37 * 37, HIDDEN),
@@ -127,7 +127,7 @@ def save_network(network, path: Path) -> None:
     """Write the weights as a plain float16 state dict under the official key names."""
     import torch
 
-    from depth_map_generator import to_official_keys
+    from geophoto.depth_weights import to_official_keys
 
     state = to_official_keys(network.state_dict())
     with write_atomically(path) as file:
@@ -151,7 +151,7 @@ class Scenes:
         import cv2
         import torch
 
-        from depth_map_generator import IMAGENET_MEAN, IMAGENET_STD
+        from geophoto.depth_network import IMAGENET_MEAN, IMAGENET_STD
 
         photos, targets = [], []
         for k in rng.integers(0, len(self.photos), size):
@@ -196,7 +196,7 @@ def train(
     """Train through PHASES for so many minutes, saving the state now and then; resumes from it."""
     import torch
 
-    from depth_map_generator import pick_precision
+    from geophoto.depth_network import pick_precision
 
     half = pick_precision("auto", "cpu") == "bf16"
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
@@ -289,7 +289,8 @@ def evaluate(
     import torch
     from tqdm import tqdm
 
-    from depth_map_generator import build_network, estimate_depth, read_state_dict
+    from geophoto.depth_network import build_network, estimate_depth
+    from geophoto.depth_weights import read_state_dict
 
     network = build_network(read_state_dict(model))
     print(f"{model.name}: {sum(p.numel() for p in network.parameters()):,} weights")

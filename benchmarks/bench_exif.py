@@ -4,8 +4,8 @@ Reads the EXIF corpus beside the repository (or CORPUS), writes to a temporary f
 table. `--photos N` adds a library of N photos (hard links in many folders): time, memory, and the
 second run over unchanged files.
 
-    python tests/bench_exif.py
-    python tests/bench_exif.py --photos 1000000
+    python benchmarks/bench_exif.py
+    python benchmarks/bench_exif.py --photos 1000000
 """
 
 import argparse

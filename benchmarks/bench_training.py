@@ -4,8 +4,8 @@ Features are random numbers of EfficientNet-Lite0's widths, so early stopping is
 epochs are trained. Prints seconds and peak memory of the process; the goals are 60 s and 3 GB on
 two cores.
 
-    python tests/bench_training.py
-    python tests/bench_training.py --photos 2000 --epochs 60
+    python benchmarks/bench_training.py
+    python benchmarks/bench_training.py --photos 2000 --epochs 60
 """
 
 import argparse
@@ -21,6 +21,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import gps_orientation_trainer as trainer  # noqa: E402
+from geophoto import devices, features  # noqa: E402
+from geophoto.network import create_network  # noqa: E402
+from geophoto.photos import Photos  # noqa: E402
 
 
 class InMemory:
@@ -33,11 +36,11 @@ class InMemory:
         return self.values[rows, columns]
 
 
-def made_up(count: int) -> trainer.FrozenData:
+def made_up(count: int) -> features.FrozenData:
     """Photos in groups of five with random labels, and features that know a little of the place."""
     rng = np.random.default_rng(0)
     places = rng.normal(0, 1, (count // 5 + 1, 2))[np.arange(count) // 5]
-    photos = trainer.Photos(
+    photos = Photos(
         names=[f"{i}.jpg" for i in range(count)],
         lat=46 + places[:, 0],
         lon=7 + places[:, 1],
@@ -49,11 +52,11 @@ def made_up(count: int) -> trainer.FrozenData:
         camera=np.full(count, "camera"),
         files=[Path(f"{i}.jpg") for i in range(count)],
     )
-    heads = trainer.build_network(trainer.LITE0, False, 0).heads
+    heads = create_network(features.LITE0, False, 0).heads
     first, grid = sum(heads.blocks), heads.grid_mean.numel()
     pooled = rng.standard_normal((count, first + 6 * grid), np.float32).astype(np.float16)
     pooled[:, :2] += 0.3 * places.astype(np.float16)
-    return trainer.FrozenData(
+    return features.FrozenData(
         photos, pooled[:, :first], heads.blocks, InMemory(pooled), first, grid
     )
 
@@ -65,13 +68,13 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=500)
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
-    data, network = made_up(args.photos), trainer.build_network(trainer.LITE0, False, 0)
-    precision = trainer.Precision("fp32", "cpu")
+    data, network = made_up(args.photos), create_network(features.LITE0, False, 0)
+    precision = devices.Precision("fp32", "cpu")
     arguments = ["--mode", "frozen", "--epochs", str(args.epochs), "--patience", "1000"]
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
     with tempfile.TemporaryDirectory() as folder:
         paths = {"checkpoints": Path(folder)}
-        trainer.frozen_features = lambda *_: (data, [])
+        features.frozen_features = lambda *_: (data, [])
         begun = time.monotonic()
         trainer.train_frozen(data.photos, "rgb", network, paths, precision, options, "bench")
         took = time.monotonic() - begun

@@ -1,19 +1,72 @@
-"""Files that mean harm: every one costs one row within bounds, never the run."""
+"""Reading processes, and files that mean harm: each costs one row within bounds."""
 
 import functools
 import json
 import os
 import random
+import re
+import signal
 import struct
+import sys
 import time
 import zlib
 from pathlib import Path
 
 import piexif
 import pytest
+from exif_files import folder, save
 from PIL import Image
 
 import exif_extractor
+from geophoto import labels, pictures, readers
+from geophoto.table import read_records
+
+# ---------------------------------------------------------------- the table
+
+
+def test_results_come_in_order_also_behind_many_known_blocks(tmp_path):
+    path = str(save(tmp_path / "a.jpg"))
+    blocks = [(number, [path] * (number % 9 == 8)) for number in range(30)]
+    found = list(readers.Crew(iter(blocks), workers=2).results())
+    assert [block for block, _ in found] == list(range(30))
+    assert [len(rows) for _, rows in found] == [len(paths) for _, paths in blocks]
+
+
+@pytest.mark.parametrize("trouble", ["dies", "spins", "hoards"])
+def test_a_hostile_file_costs_one_row(tmp_path, monkeypatch, trouble):
+    images, data = folder(tmp_path, 20)
+    read_photo = labels.read_photo
+
+    def hostile(path):
+        if path.endswith("0007.jpg"):
+            if trouble == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            while trouble == "spins":
+                re.match("(a+)+$", "a" * 26 + "b")  # in C: no Python handler would run
+            if trouble == "hoards":
+                raise MemoryError
+        return read_photo(path)
+
+    monkeypatch.setattr(readers, "read_photo", hostile)
+    monkeypatch.setattr(readers, "FILE_CPU_S", 0.2)
+    begun = time.monotonic()
+    result = exif_extractor.extract(images, data, 2)
+    assert time.monotonic() - begun < 60
+    assert (result["photos"], result["unreadable"]) == (20, 1)
+    rows = list(read_records(data / "exif_data.json"))
+    assert [row["filename"] for row in rows if row["status"] == "unreadable"] == ["1/0007.jpg"]
+    monkeypatch.undo()
+    assert exif_extractor.extract(images, data, 2)["unreadable"] == 0  # tried again next time
+
+
+def test_readers_may_not_take_more_memory_than_allowed(tmp_path, monkeypatch):
+    if sys.platform != "linux":
+        pytest.skip("address space limits are Linux only")
+    monkeypatch.setattr(labels, "read_container", lambda data: bytes(1 << 30))
+    save(tmp_path / "images" / "a.jpg")
+    exif_extractor.extract(tmp_path / "images", tmp_path, 1)
+    assert next(read_records(tmp_path / "exif_data.json"))["warnings"] == "out_of_memory"
+
 
 SECONDS, MEMORY_MB = 2.0, 512
 
@@ -100,9 +153,9 @@ def check(folder: Path, tmp_path: Path, count: int, seed: int) -> None:
     begun = time.monotonic()
     result = exif_extractor.extract(images, data, 2)
     taken = time.monotonic() - begun
-    rows = list(exif_extractor.read_records(data / "exif_data.json"))
+    rows = list(read_records(data / "exif_data.json"))
     assert result["photos"] == len(rows) == count
-    assert [row["filename"] for row in rows] == list(exif_extractor.find_photos(images))
+    assert [row["filename"] for row in rows] == list(pictures.find_photos(images))
     for row in rows:
         assert row["status"] in ("ok", "no_exif", "unreadable")
         assert row["warnings"] or row["status"] != "unreadable"
@@ -187,7 +240,7 @@ def test_bombs_stay_within_time_and_memory(tmp_path, name):
     assert taken < SECONDS and peak < MEMORY_MB, f"{taken:.2f} s, {peak:.0f} MB"
     result = exif_extractor.extract(path.parent, tmp_path, 1)
     assert result["photos"] == 1
-    row = next(exif_extractor.read_records(tmp_path / "exif_data.json"))
+    row = next(read_records(tmp_path / "exif_data.json"))
     assert "reader_" not in (row["warnings"] or "")
 
 
@@ -199,7 +252,7 @@ def measure(path: Path) -> tuple[float, float]:
         import resource
 
         before = resource.getrusage(resource.RUSAGE_SELF)
-        exif_extractor.read_photo(str(path))
+        labels.read_photo(str(path))
         after = resource.getrusage(resource.RUSAGE_SELF)
         seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         os.write(send, f"{seconds} {(after.ru_maxrss - before.ru_maxrss) / 1e3}".encode())
@@ -220,5 +273,5 @@ def test_what_is_no_regular_file_is_never_opened(tmp_path):
 
 
 def test_a_file_that_grows_or_vanishes_meanwhile(tmp_path):
-    row = exif_extractor.read_photo(str(tmp_path / "gone.jpg"))
+    row = labels.read_photo(str(tmp_path / "gone.jpg"))
     assert (row["status"], row["warnings"]) == ("unreadable", "cannot_open")

@@ -4,7 +4,7 @@ Reads CORPUS/images and CORPUS/oracle.json (fields: README of the corpus), print
 equal / missing / extra / different. Exit code 1 when position, altitude, capture time or
 orientation differ anywhere.
 
-    python tests/exif_agreement.py CORPUS
+    python benchmarks/exif_agreement.py CORPUS
 """
 
 import json
@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import exif_extractor
+from geophoto.table import read_records
 
 STRICT = ("position", "altitude", "capture", "orientation")
 FIELDS = (
@@ -110,7 +111,7 @@ def compare(corpus: Path, workers: int = 2) -> tuple[dict, list[str], list[dict]
     oracle = json.loads((corpus / "oracle.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         exif_extractor.extract(corpus / "images", Path(folder), workers)
-        rows = list(exif_extractor.read_records(Path(folder, "exif_data.json")))
+        rows = list(read_records(Path(folder, "exif_data.json")))
     table = {row["filename"]: row for row in rows}
     counts = {
         field: dict.fromkeys(("equal", "missing", "extra", "different"), 0) for field in FIELDS

@@ -4,8 +4,8 @@ Sets: the demo, where it was rendered, and the folders of `--photos` (default: .
 each with an images/ folder. Their tables, depth maps and features are made once, in data/cache.
 Every row is scored on the same grouped folds; negative results stay in the table.
 
-    python tests/ablation.py
-    python tests/ablation.py --photos ~/trips --csv ablation.csv
+    python benchmarks/ablation.py
+    python benchmarks/ablation.py --photos ~/trips --csv ablation.csv
 """
 
 import argparse
@@ -22,13 +22,24 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import density  # noqa: E402
-import evaluate_gps_model as evaluator  # noqa: E402
 import gps_orientation_trainer as trainer  # noqa: E402
+from geophoto import (  # noqa: E402
+    baselines,
+    devices,
+    features,
+    frozen,
+    metrics,
+    orientations,
+    targets,
+)
+from geophoto.network import SCALES, create_network  # noqa: E402
+from geophoto.photos import read_photos, split_photos  # noqa: E402
 
 CACHE = ROOT / "data" / "cache" / "ablation"
 DRAWS = 1000  # of the bootstrap by group
@@ -43,19 +54,19 @@ class PhotoSet:
     """One set: its photos, all features, the folds and the settings of the recipe."""
 
     name: str
-    data: trainer.FrozenData  # RGB
-    depth: trainer.FrozenData  # RGB and depth
+    data: features.FrozenData  # RGB
+    depth: features.FrozenData  # RGB and depth
     options: dict
-    precision: trainer.Precision
+    precision: devices.Precision
     backbone: nn.Module | None = None  # with its weights, for the row that trains its last stage
 
     def folds(self, kind: str) -> np.ndarray:
-        return trainer.split_photos(self.data.photos, kind, self.options["folds"], 0)[0]
+        return split_photos(self.data.photos, kind, self.options["folds"], 0)[0]
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
         photos = self.data.photos
-        return np.array(trainer.split_photos(photos, "grouped", 5, 0)[1]["groups"])
+        return np.array(split_photos(photos, "grouped", 5, 0)[1]["groups"])
 
 
 def run(script: str, *arguments) -> None:
@@ -73,14 +84,14 @@ def load(name: str, images: Path, backbone: str) -> PhotoSet:
         "--depth-model", "demo", "--input-size", 252)  # fmt: skip
     arguments = ["--data-dir", str(data_dir), "--image-dir", str(images), "--backbone", backbone,
                  "--mode", "frozen", "--checkpoint-dir", str(ROOT / "checkpoints")]  # fmt: skip
-    precision = trainer.Precision()
+    precision = devices.Precision()
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
-    photos, _ = trainer.read_photos(data_dir, images)
+    photos, _ = read_photos(data_dir, images)
     paths = {"data": data_dir, "checkpoints": ROOT / "checkpoints"}
     options["depth_model"] = trainer.read_depth_model(data_dir)
-    network = trainer.build_network(backbone, True, 0)
-    options["weights"] = trainer.load_backbone_weights(network, paths["checkpoints"], True)
-    both, _ = trainer.frozen_features(photos, "depth", network, paths, precision, options)
+    network = create_network(backbone, True, 0)
+    options["weights"] = features.load_backbone_weights(network, paths["checkpoints"], True)
+    both, _ = features.frozen_features(photos, "depth", network, data_dir, precision, options, tqdm)
     rgb = dataclasses.replace(both, pooled=both.pooled[:, : both.first], blocks=both.blocks[:-1])
     return PhotoSet(name, rgb, both, options, precision, network.rgb_branch)
 
@@ -88,12 +99,12 @@ def load(name: str, images: Path, backbone: str) -> PhotoSet:
 # ---------------------------------------------------------------- features of each row
 
 
-def parts_of(data: trainer.FrozenData) -> list[dict]:
+def parts_of(data: features.FrozenData) -> list[dict]:
     """The blocks of rgb_features by what they are, for each scale: mean, generalised mean, and
     of every level the statistics (mean, spread) of the whole picture and of its halves."""
     scales, start = [], 0
-    per_scale = len(data.blocks) // trainer.SCALES
-    for scale in range(trainer.SCALES):
+    per_scale = len(data.blocks) // SCALES
+    for scale in range(SCALES):
         widths = data.blocks[scale * per_scale : (scale + 1) * per_scale]
         columns = []
         for width in widths:
@@ -110,7 +121,7 @@ def parts_of(data: trainer.FrozenData) -> list[dict]:
     return scales
 
 
-def with_features(data: trainer.FrozenData, blocks: list[np.ndarray]) -> trainer.FrozenData:
+def with_features(data: features.FrozenData, blocks: list[np.ndarray]) -> features.FrozenData:
     pooled = np.hstack(blocks).astype(np.float16)
     return dataclasses.replace(data, pooled=pooled, blocks=[b.shape[1] for b in blocks])
 
@@ -118,7 +129,7 @@ def with_features(data: trainer.FrozenData, blocks: list[np.ndarray]) -> trainer
 # ---------------------------------------------------------------- rows
 
 
-class FromScratch(trainer.HeadTrainer):
+class FromScratch(frozen.HeadTrainer):
     """Heads trained by gradient descent from zero instead of from a ridge regression."""
 
     def start(self, head: str, penalty: float) -> None:
@@ -127,15 +138,15 @@ class FromScratch(trainer.HeadTrainer):
         nn.init.zeros_(layer.bias)
 
 
-def train(photo_set: PhotoSet, data: trainer.FrozenData, kind: str = "grouped", **changes) -> dict:
+def train(photo_set: PhotoSet, data: features.FrozenData, kind: str = "grouped", **changes) -> dict:
     """Held-out answers of the recipe on some features, with baselines: see train_fold."""
     options, fold_of = {**photo_set.options, **changes}, photo_set.folds(kind)
     shared: dict = {}
     results = [
-        trainer.train_fold(data, fold_of, fold, photo_set.precision, options, shared)
+        frozen.train_fold(data, fold_of, fold, photo_set.precision, options, shared)
         for fold in range(options["folds"])
     ]
-    found = trainer.in_order(results, len(data.photos))
+    found = frozen.in_order(results, len(data.photos))
     return {k: {n: v.numpy() for n, v in part.items()} for k, part in found.items() if k != "prior"}
 
 
@@ -192,7 +203,7 @@ def naive(photo_set: PhotoSet) -> dict:
         "minutes": hours + np.clip(answers[:, 3] * 59, 0, 59),
         "altitude": answers[:, 4],
     }
-    return trainer.answer_errors(found, photos)
+    return baselines.answer_errors(found, photos)
 
 
 def metric_head(photo_set: PhotoSet) -> dict:
@@ -203,7 +214,7 @@ def metric_head(photo_set: PhotoSet) -> dict:
     found = {k: np.full(len(photos), np.nan) for k in ("lat", "lon", "minutes", "altitude")}
     for fold in range(options["folds"]):
         test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-        heads = trainer.HeadTrainer(data, known, photo_set.precision, options, fold)
+        heads = frozen.HeadTrainer(data, known, photo_set.precision, options, fold)
         known = known[photos.placed[known]]
         places = density.unit_vectors(photos.lat[known], photos.lon[known])
         apart = density.arc_km(places[:, None], places[None])
@@ -222,7 +233,7 @@ def metric_head(photo_set: PhotoSet) -> dict:
             chances = layer(heads.axes[test]).softmax(1).double().numpy()
         best = known[(chances @ apart).argmin(axis=1)]
         found["lat"][test], found["lon"][test] = photos.lat[best], photos.lon[best]
-    return trainer.answer_errors(found, photos)
+    return baselines.answer_errors(found, photos)
 
 
 def last_stage(photo_set: PhotoSet) -> dict:
@@ -236,10 +247,10 @@ def last_stage(photo_set: PhotoSet) -> dict:
     for fold in range(folds):
         test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
         other = np.flatnonzero(fold_of == (fold + 1) % folds)
-        normalisation = trainer.Normalisation.fit(photos.take(known))
+        normalisation = targets.Normalisation.fit(photos.take(known))
         wanted = torch.from_numpy(np.column_stack([
-            trainer.encode_gps(photos.lat, photos.lon, normalisation),
-            trainer.time_point(photos.minutes), normalisation.altitude_target(photos.altitude),
+            targets.encode_gps(photos.lat, photos.lon, normalisation),
+            targets.time_point(photos.minutes), normalisation.altitude_target(photos.altitude),
         ]).astype(np.float32))  # fmt: skip
         train, goal = np.setdiff1d(known, other), wanted[other]
 
@@ -255,9 +266,9 @@ def last_stage(photo_set: PhotoSet) -> dict:
         output = tune_last(photo_set, maps, wanted, known, test, ridge, epoch)[-1].numpy()
         raw = {"gps": output[:, :2], "time": output[:, 2:4], "altitude": output[:, 4],
                "sun": np.zeros(len(test))}  # fmt: skip
-        for name, values in trainer.decode(raw, normalisation).items():
+        for name, values in targets.decode(raw, normalisation).items():
             found[name][test] = values
-    return {head: e for head, e in trainer.answer_errors(found, photos).items() if head != "sun"}
+    return {head: e for head, e in baselines.answer_errors(found, photos).items() if head != "sun"}
 
 
 @torch.inference_mode()
@@ -267,7 +278,7 @@ def early_maps(photo_set: PhotoSet) -> torch.Tensor:
     early, maps = nn.Sequential(network.conv_stem, network.bn1, network.blocks[:-1]), []
     for file in photo_set.data.photos.files:
         photo = trainer.open_upright(file, max_side=2 * size)
-        image = trainer.picture_inputs(photo, size, network)["rgb"][None]
+        image = features.picture_inputs(photo, size, network)["rgb"][None]
         with photo_set.precision.autocast():
             maps.append(early(image.contiguous(memory_format=torch.channels_last))[0].half())
     return torch.stack(maps)
@@ -291,7 +302,7 @@ def tune_last(photo_set, maps, wanted, rows, watched, ridge: float, epochs: int)
         known = torch.isfinite(wanted[rows][:, columns.start])
         part = nn.Linear(start.shape[1], columns.stop - columns.start)
         axes = ((start - mean) / std)[known]
-        trainer.Ridge(axes, wanted[rows][known][:, columns]).set(part, ridge)
+        frozen.Ridge(axes, wanted[rows][known][:, columns]).set(part, ridge)
         heads.weight.data[columns], heads.bias.data[columns] = part.weight.data, part.bias.data
     optimiser = torch.optim.AdamW([*parameters, *heads.parameters()], lr=1e-4, weight_decay=0.05)
     rng, outputs = np.random.default_rng(0), []
@@ -314,8 +325,8 @@ def by_the_sun(photo_set: PhotoSet, answers: dict) -> dict:
     hour has another sun in another season. Widths are fixed: chosen inside the fold they were
     worse still on few photos."""
     photos, fold_of = photo_set.data.photos, photo_set.folds("grouped")
-    told = answers["time_certainty"][:, None] * trainer.time_point(answers["minutes"])
-    height = trainer.sun_height(answers["sun"])
+    told = answers["time_certainty"][:, None] * targets.time_point(answers["minutes"])
+    height = targets.sun_height(answers["sun"])
     minutes = answers["minutes"].copy()
     for fold in range(photo_set.options["folds"]):
         asked = np.flatnonzero(fold_of == fold)
@@ -325,14 +336,14 @@ def by_the_sun(photo_set: PhotoSet, answers: dict) -> dict:
         if not len(known):
             continue
         hours, suns = (
-            trainer.time_point(photos.minutes[known]),
-            trainer.sun_height(photos.sun[known]),
+            targets.time_point(photos.minutes[known]),
+            targets.sun_height(photos.sun[known]),
         )
         apart = ((told[asked, None] - hours) ** 2).sum(axis=2) / (2 * 0.3**2)
         apart += (height[asked, None] - suns) ** 2 / (2 * 0.1**2)
         weights = np.exp(apart.min(axis=1, keepdims=True) - apart)
-        minutes[asked] = trainer.point_minutes(weights @ hours)
-    return trainer.answer_errors({**answers, "minutes": minutes}, photos)
+        minutes[asked] = targets.point_minutes(weights @ hours)
+    return baselines.answer_errors({**answers, "minutes": minutes}, photos)
 
 
 def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
@@ -349,18 +360,20 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     def add(name: str, work) -> dict | None:
         begun = time.monotonic()
         found = work()
-        errors = trainer.answer_errors(found["answers"], photos) if "answers" in found else found
+        errors = baselines.answer_errors(found["answers"], photos) if "answers" in found else found
         turns = None
         if "answers" in found:
             upright = photos.orientation >= 0
             turns = np.full(len(photos), np.nan)
-            turns[upright] = trainer.turns_right(found["answers"]["views"][upright]).mean(axis=1)
+            turns[upright] = orientations.turns_right(found["answers"]["views"][upright]).mean(
+                axis=1
+            )
         table[name] = {**errors, "turns": turns, "seconds": time.monotonic() - begun}
         show(name)
         return found
 
     add("naive recipe", lambda: naive(photo_set))
-    with mock.patch.object(trainer, "HeadTrainer", FromScratch):
+    with mock.patch.object(frozen, "HeadTrainer", FromScratch):
         add("heads only, from zero", lambda: train(photo_set, with_features(data, last),
                                                    gallery=False))  # fmt: skip
     for name, blocks in (
@@ -375,9 +388,9 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     found = add("+ gallery = full recipe", lambda: train(photo_set, data))
     table["+ gallery = full recipe"]["log_likelihood"] = found["log_likelihood"]
     begun = {"seconds": 0.0, "turns": None}
-    table["trivial answer"] = trainer.answer_errors(found["trivial"], photos) | begun
+    table["trivial answer"] = baselines.answer_errors(found["trivial"], photos) | begun
     table["nearest neighbours"] = found["knn_errors"] | begun
-    with mock.patch.object(trainer, "agree_views", lambda logits: logits.float()):
+    with mock.patch.object(frozen, "agree_views", lambda logits: logits.float()):
         add("six views apart (not adopted)", lambda: train(photo_set, data))
     add("classes of places (not adopted)", lambda: metric_head(photo_set))
     if hasattr(photo_set.backbone, "conv_head"):
@@ -402,7 +415,7 @@ def ratio(own: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tuple:
     """Geometric mean of own over other errors, paired, and its 95 % interval by group."""
     rows = np.isfinite(own) & np.isfinite(other)
     gain = log_km(own[rows]) - log_km(other[rows])
-    limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+    limits = metrics.interval(gain, groups[rows], metrics.weighted_mean, DRAWS, 0)
     return 10 ** gain.mean(), [10**x for x in limits or (np.nan, np.nan)]
 
 
@@ -410,17 +423,17 @@ def cells(row: dict, groups: np.ndarray) -> dict[str, tuple]:
     """(figure, low, high) of each head: median and geometric mean in km, minutes, metres, share."""
     found = {}
     for head, values, statistic in (
-        ("median km", row["gps"], evaluator.weighted_median),
-        ("geometric km", log_km(row["gps"]), evaluator.weighted_mean),
-        ("time min", row["time"], evaluator.weighted_mean),
-        ("altitude m", row["altitude"], evaluator.weighted_mean),
-        ("turns", row["turns"], evaluator.weighted_mean),
+        ("median km", row["gps"], metrics.weighted_median),
+        ("geometric km", log_km(row["gps"]), metrics.weighted_mean),
+        ("time min", row["time"], metrics.weighted_mean),
+        ("altitude m", row["altitude"], metrics.weighted_mean),
+        ("turns", row["turns"], metrics.weighted_mean),
     ):
         if values is None or not np.isfinite(values).any():
             continue
         rows = np.isfinite(values)
         figure = statistic(values[rows], np.ones(rows.sum()))
-        limits = evaluator.interval(values[rows], groups[rows], statistic, DRAWS, 0)
+        limits = metrics.interval(values[rows], groups[rows], statistic, DRAWS, 0)
         numbers = [figure, *(limits or (np.nan, np.nan))]
         found[head] = tuple(10**x for x in numbers) if head.startswith("geo") else tuple(numbers)
     return found
@@ -482,7 +495,7 @@ def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
         if not rows.any():
             continue
         gain = plain[rows] - own[rows]
-        limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+        limits = metrics.interval(gain, groups[rows], metrics.weighted_mean, DRAWS, 0)
         low, high = limits or (np.nan, np.nan)
         print(f"  {head}: {short(own[rows].mean())} {unit}, trivial answer "
               f"{short(plain[rows].mean())} {unit}: "
@@ -492,13 +505,13 @@ def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
     rows = np.isfinite(told["posterior"])
     for name, what in (("head", "the head's point alone"), ("positions", "training positions")):
         gain = (told["posterior"] - told[name])[rows]
-        limits = evaluator.interval(gain, groups[rows], evaluator.weighted_mean, DRAWS, 0)
+        limits = metrics.interval(gain, groups[rows], metrics.weighted_mean, DRAWS, 0)
         low, high = limits or (np.nan, np.nan)
         print(f"  log density at the true position, gain over {what}: "
               f"{gain.mean():+.2f} ({low:+.2f} … {high:+.2f})")  # fmt: skip
     photos = photo_set.data.photos
     known = photos.minutes[np.isfinite(photos.minutes)]
-    point = trainer.time_point(known).mean(axis=0) if len(known) else np.zeros(2)
+    point = targets.time_point(known).mean(axis=0) if len(known) else np.zeros(2)
     height = photos.altitude[np.isfinite(photos.altitude)]
     print(f"  labels: times spread by {(1 - np.linalg.norm(point)):.2f} (0 alike, 1 all round the "
           f"clock), altitudes over {np.ptp(height) if len(height) else 0:.0f} m")  # fmt: skip
@@ -511,7 +524,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "photos",
                         help="a folder of sets, each with images/")  # fmt: skip
     parser.add_argument("--sets", nargs="*", help="only these (demo is one)")
-    parser.add_argument("--backbone", default=trainer.LITE0)
+    parser.add_argument("--backbone", default=features.LITE0)
     parser.add_argument("--csv", type=Path, help="write the figures there too")
     return parser.parse_args(argv)
 

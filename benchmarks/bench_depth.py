@@ -2,7 +2,7 @@
 
 Times 12-megapixel JPEGs with the Small architecture on this machine's CPU or GPU:
 
-    python tests/bench_depth.py
+    python benchmarks/bench_depth.py
 
 "Official" is what the authors' run.py does, written anew around the same network: full decode by
 OpenCV, float64 resize, batch 1, fp32, softmax attention step by step, depth at photo resolution,
@@ -33,9 +33,10 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import depth_map_generator as depth
-from exif_extractor import open_upright
-from tests.test_depth_map_generator import official_shapes, rule_weights
+import depth_map_generator
+from geophoto import depth_network
+from geophoto.pictures import open_upright
+from tests.rule_weights import official_shapes, rule_weights
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -71,12 +72,12 @@ def run_official(network, paths: list[Path], folder: Path, input_size: int) -> f
         image_bgr = cv2.imread(str(path))
         height, width = image_bgr.shape[:2]
         image = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB) / 255.0
-        size = depth.tensor_size(height, width, input_size)
+        size = depth_network.tensor_size(height, width, input_size)
         image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC)
-        image = (image - depth.IMAGENET_MEAN) / depth.IMAGENET_STD
+        image = (image - depth_network.IMAGENET_MEAN) / depth_network.IMAGENET_STD
         tensor = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)[None]).to(device)
         start = time.perf_counter()
-        small = depth.run_network(network, tensor, "fp32")[:, None]
+        small = depth_network.run_network(network, tensor, "fp32")[:, None]
         network_s += time.perf_counter() - start
         full = torch.nn.functional.interpolate(
             small, (height, width), mode="bilinear", align_corners=True
@@ -90,8 +91,8 @@ def run_official(network, paths: list[Path], folder: Path, input_size: int) -> f
 def run_ours(network, paths: list[Path], folder: Path, options, precision: str) -> float:
     """The depth stage for every photo; seconds spent in the network."""
     side = max_side(options) if options.fast_decode else None
-    jobs = [depth.Job(path.name, path, side) for path in paths]
-    outcomes, network_s = depth.run_jobs(
+    jobs = [depth_map_generator.Job(path.name, path, side) for path in paths]
+    outcomes, network_s = depth_map_generator.run_jobs(
         network, jobs, folder, options, "inverse depth", precision, 1, 2
     )
     assert all(outcome == "written" for outcome, _ in outcomes.values()), outcomes
@@ -107,10 +108,10 @@ def compare_depths(network, paths: list[Path], options, precision: str) -> tuple
     precise, fast = [], []
     for path in paths:
         image, small = (np.asarray(open_upright(path, side)) for side in (None, max_side(options)))
-        full = depth.estimate_depth(network, image, options.input_size)
-        half = depth.estimate_depth(network, image, options.input_size, precision)
+        full = depth_network.estimate_depth(network, image, options.input_size)
+        half = depth_network.estimate_depth(network, image, options.input_size, precision)
         precise.append(rank_correlation(full, half))
-        quick = depth.estimate_depth(network, small, options.input_size)
+        quick = depth_network.estimate_depth(network, small, options.input_size)
         fast.append(rank_correlation(full, quick))
     return statistics.median(precise), statistics.median(fast)
 
@@ -142,15 +143,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=int, default=4, help="per round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="each way (%(default)s)")
     args = parser.parse_args(argv)
-    device = depth.pick_device("auto")
-    precision = depth.pick_precision("auto", device)
+    device = depth_network.pick_device("auto")
+    precision = depth_network.pick_precision("auto", device)
     shapes = official_shapes(384, 12, 37, (48, 96, 192, 384), 64, 32)
-    official = depth.build_network(rule_weights(shapes)).to(device)
+    official = depth_network.build_network(rule_weights(shapes)).to(device)
     official.set_attn_implementation("eager")
-    network = depth.speed_up(depth.build_network(rule_weights(shapes)).to(device), compile=False)
+    network = depth_network.speed_up(
+        depth_network.build_network(rule_weights(shapes)).to(device), compile=False
+    )
     photos = sample_photos(args.photos)
-    exact = depth.Options("", 518, False, False, False, True)
-    fast = depth.Options("", 518, True, False, False, True)
+    exact = depth_map_generator.Options("", 518, False, False, False, True)
+    fast = depth_map_generator.Options("", 518, True, False, False, True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = save_large(photos, folder)
@@ -165,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
         half = precision if precision != "fp32" else "bf16"
         weights = REPOSITORY / "checkpoints" / "depth_anything_v2_demo.pth"
         if weights.exists():
-            network, _ = depth.load_network("demo", weights.parent, device)
+            network, _ = depth_network.load_network("demo", weights.parent, device)
         agreement = compare_depths(network, paths, exact, half)
     print(f"Small architecture, {len(photos)} JPEGs of 12 megapixels "
           f"({sizes['jpg'] / len(photos) / 1e6:.1f} MB), {device} {precision}, "

@@ -1,0 +1,32 @@
+"""The rooms that the four scripts share, in the order of the data; imports run one way, downwards.
+
+    orientations   six orientations: names, tags, pixels, how six views of a photo agree
+    containers     bytes of a file → format, size, where its EXIF and XMP lie
+    tags           EXIF blocks and XMP packets → values of tags
+    clocks         dates, offsets, the GPS clock → local time, UTC, the sun
+    table          exif_data.json and .csv: columns, writer, readers, rows still valid
+    labels         one photo's header → its row: position, altitude, time, orientation, camera
+    pictures       photos on disk: find them, open them upright
+    readers        reading processes that a hostile file cannot harm
+    depth_weights  weights of Depth-Anything-V2: sources and names
+    depth_network  Depth-Anything-V2: build it, run it on a photo
+    depth_maps     depths/: where maps lie, how they are read, pictures of them
+    photos         labels of all photos as arrays; the folds they are dealt into
+    targets        labels ↔ what a network learns; losses
+    devices        device, number format, processes of torchrun
+    network        GPSPredictionNet: backbones, trunk, heads
+    features       pretrained weights; photos → inputs → frozen features and their cache
+    baselines      errors; trivial answers and nearest neighbours, which a model must beat
+    densities      gallery, posterior, radii: what heads and similar photos say together
+    training       steps, epochs, early stopping, resuming
+    frozen         heads on frozen features: ridge starts, rehearsals, folds
+    finetune       everything trained end to end
+    checkpoints    write, read, verify, resume
+    records        flat records of answers: CSV and GeoJSON
+    predictions    answers of a trained model: held-out photos, unknown photos
+    metrics        errors beside baselines, with bootstrap intervals
+    plots          the pictures of an evaluation
+    report         its page
+
+Each room opens with what goes in and what comes out.
+"""

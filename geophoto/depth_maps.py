@@ -1,0 +1,154 @@
+"""Depth maps on disk, data_dir/depths/: where they lie, how they are read, pictures of them.
+
+In: a table name or a map. Out: inverse depth float32 (h, w), PIL pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from density import write_atomically
+from geophoto.depth_network import resize_depth, to_inverse
+from geophoto.pictures import open_upright, photo_file
+
+LARGEST_FLOAT16 = 65504.0
+CONTACT_SHEET_PAIRS = 240  # more would make a page that no viewer likes to open
+
+# ---------------------------------------------------------------- files
+
+
+def depth_file(data_dir: str | Path, filename: str) -> Path:
+    """Where the depth map of a photo lies: data_dir/depths/<photo path>.npy."""
+    return Path(data_dir) / "depths" / f"{filename}.npy"
+
+
+def read_depth_model(data_dir: str | Path) -> dict:
+    """The sidecar depths/depth_model.json; empty when there is none or it is damaged."""
+    try:
+        sidecar = json.loads((Path(data_dir) / "depths" / "depth_model.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return sidecar if isinstance(sidecar, dict) else {}
+
+
+def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Inverse depth (larger = nearer) as float32 (h, w), resized to `size` = (height, width).
+
+    Metres are inverted: the depth_model.json of the depths/ above the map says what it holds.
+    """
+    depth = np.load(path, allow_pickle=False)
+    sidecars = (read_depth_model(up.parent) for up in Path(path).parents if up.name == "depths")
+    depth = to_inverse(depth, next(filter(None, sidecars), {}).get("kind", "inverse depth"))
+    return depth if size is None or size == depth.shape else resize_depth(depth, size)
+
+
+def is_finished(path: Path, photo: Path) -> bool:
+    """Whether a whole map lies at `path` that is not older than its photo."""
+    try:
+        if path.stat().st_mtime_ns < photo.stat().st_mtime_ns:
+            return False
+        depth = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return False
+    return depth.ndim == 2 and depth.dtype == np.float16
+
+
+def repair_depth(depth: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
+    """The map fit for float16, and a warning or "". Pixels that are no number become farthest."""
+    good = np.isfinite(depth) & (np.abs(depth) <= LARGEST_FLOAT16)
+    if not good.any():
+        raise ValueError("the network gave no finite depth")
+    if not good.all():
+        farthest = depth[good].max() if kind == "metres" else depth[good].min()
+        warning = f"{np.count_nonzero(~good)} of {depth.size} pixels not finite, set to farthest"
+        return np.where(good, depth, farthest), warning
+    flat = np.ptp(depth.astype(np.float16)) == 0
+    return depth, "flat: every pixel has the same depth" if flat else ""
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def colour_indices(depth: np.ndarray) -> np.ndarray:
+    """Inverse depth (h, w) as uint8: 0 = farthest, 255 = nearest; a flat map is all 0."""
+    low, high = float(depth.min()), float(depth.max())
+    if not high > low:
+        return np.zeros(depth.shape, np.uint8)
+    return np.round((depth - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def draw_depth(depth: np.ndarray, legend: bool = False, photo_rgb: np.ndarray | None = None):
+    """PIL picture of inverse depth (h, w): near = warm; with the photo on its left if given.
+
+    The colours are matplotlib's inferno, whose lightness grows evenly.
+    """
+    import cv2
+    from PIL import Image, ImageDraw
+
+    height, width = depth.shape
+    picture = Image.fromarray(colour_indices(depth), "P")
+    if legend:
+        bar = max(12, height // 24)
+        scale = np.tile(np.linspace(0, 255, width).astype(np.uint8), (bar, 1))
+        strip = Image.fromarray(scale, "P")
+        pen, middle = ImageDraw.Draw(strip), bar / 2
+        pen.text((4, middle), "far", fill=255, anchor="lm", font_size=bar - 3)
+        pen.text((width - 4, middle), "near", fill=0, anchor="rm", font_size=bar - 3)
+        page = Image.new("P", (width, height + bar))
+        page.paste(picture, (0, 0))
+        page.paste(strip, (0, height))
+        picture = page
+    column = np.arange(256, dtype=np.uint8)[:, None]
+    picture.putpalette(cv2.applyColorMap(column, cv2.COLORMAP_INFERNO)[:, 0, ::-1].tobytes())
+    if photo_rgb is None:
+        return picture
+    page = Image.new("RGB", (2 * width, picture.height), "white")
+    page.paste(Image.fromarray(photo_rgb).resize((width, height)), (0, 0))
+    page.paste(picture.convert("RGB"), (width, 0))
+    return page
+
+
+def draw_pair(data_dir: Path, image_dir: Path, filename: str, side: int):
+    """PIL thumbnails of photo and depth side by side, each within side × side px, with the name."""
+    from PIL import Image, ImageDraw
+
+    depth = draw_depth(load_depth_map(depth_file(data_dir, filename))).convert("RGB")
+    try:
+        photo = open_upright(photo_file(image_dir, filename), max_side=2 * side)
+    except (OSError, ValueError):  # gone since its map was made
+        photo = Image.new("RGB", depth.size, "lightgrey")
+    photo.thumbnail((side, side))
+    page = Image.new("RGB", (2 * side, photo.height + 16), "white")
+    page.paste(photo, (0, 0))
+    page.paste(depth.resize(photo.size), (photo.width, 0))
+    ImageDraw.Draw(page).text((0, photo.height + 2), filename[-52:], fill="black", font_size=11)
+    return page
+
+
+def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) -> Path | None:
+    """One page of thumbnails photo | depth, depths/contact_sheet.jpg; None without any map.
+
+    Beyond CONTACT_SHEET_PAIRS it shows an even choice of the photos.
+    """
+    from PIL import Image
+
+    done = [name for name in filenames if depth_file(data_dir, name).exists()]
+    done = done[:: max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))]
+    if not done:
+        return None
+    pairs = [draw_pair(data_dir, image_dir, name, 180) for name in done]
+    columns, gap = min(4, len(pairs)), 10
+    lines = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
+    heights = [max(pair.height for pair in line) + gap for line in lines]
+    page = Image.new("RGB", (columns * (360 + gap) + gap, sum(heights) + gap), "white")
+    for n, line in enumerate(lines):
+        for i, pair in enumerate(line):
+            page.paste(pair, (gap + i * (360 + gap), gap + sum(heights[:n])))
+    path = data_dir / "depths" / "contact_sheet.jpg"
+    with write_atomically(path) as file:
+        page.save(file, "JPEG", quality=88)
+    return path

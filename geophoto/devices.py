@@ -1,0 +1,78 @@
+"""Where a network runs: device, number format, and the processes of torchrun.
+
+In: what the user wants. Out: Precision; ranks; sums over processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+
+import density
+
+
+class Precision:
+    """Device and number format of the forward pass; GradScaler where fp16 needs it."""
+
+    def __init__(self, wanted: str = "auto", device: str | None = None) -> None:
+        if device is None:
+            cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+            device = "cuda" if cuda else "mps" if mps else "cpu"
+        self.device = torch.device(device)
+        if wanted == "auto":
+            wanted = "fp32"
+            if self.device.type == "cuda":
+                wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+            elif self.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+                wanted = "bf16"
+        if wanted == "fp16" and self.device.type != "cuda":
+            density.stop("--precision fp16 needs CUDA; use bf16 or fp32")
+        self.name = wanted
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=wanted == "fp16")
+
+    def autocast(self):
+        if self.name == "fp32":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.name == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype)
+
+
+def processes() -> int:
+    """How many processes train together (torchrun); 1 without it."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; 0 does all the writing."""
+    return torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+
+
+def add_up(values: torch.Tensor, device) -> torch.Tensor:
+    """The sum of `values` over all processes, where they were."""
+    if processes() == 1:
+        return values
+    there = values.to(device)
+    torch.distributed.all_reduce(there)
+    return there.to(values.device)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Under torchrun: join the other processes; all but the first are silent."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        with open(os.devnull, "w") as nowhere:
+            quiet = contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext()
+            with quiet:
+                yield
+    finally:
+        torch.distributed.destroy_process_group()

