@@ -289,19 +289,6 @@ def density_per_km2(lat, lon, at_lat, at_lon, bandwidth_km: float) -> np.ndarray
     return total
 
 
-def sampling_weights(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float) -> np.ndarray:
-    """Weights of mean 1, inverse to the root of the local density, so that crowded places do not
-    drown the rest; photos without position get 1. Kish's effective number is sum²/sum of squares.
-    """
-    weights = np.ones(len(lat))
-    placed = np.isfinite(lat) & np.isfinite(lon)
-    if placed.any():
-        here = lat[placed], lon[placed]
-        weights[placed] = density_per_km2(*here, *here, bandwidth_km) ** -0.5
-        weights[placed] /= weights[placed].mean()
-    return weights
-
-
 def mixture_log_per_km2(at, centres, log_weights, bandwidth_km) -> np.ndarray:
     """Log density per km² at points `at` (..., M, 3) of mixtures with centres (..., K, 3).
 

@@ -313,7 +313,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="train again what is finished")
     add = parser.add_argument_group("experiments (the last six: fine-tuning)").add_argument
     add("--weight-decay", default=0.05, type=float, help="of AdamW")
-    add("--balanced", action=yes_no, default=False, help="crowded places count less")
     add("--head-rate", default=10.0, type=float, help="rate of the heads over the backbones'")
     add("--freeze-stages", default=0, type=int, help="first stages that stay as pretrained")
     add("--ema-decay", default=0.998, type=float, help="of the averaged weights kept; 0 = none")
@@ -364,7 +363,7 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
     }
     options = {
         name: getattr(args, name)
-        for name in ("split", "weight_decay", "gallery", "seed", "pretrained", "balanced")
+        for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
     }
     if frozen and processes() > 1:
         density.stop("frozen mode trains in one process: start it without torchrun")

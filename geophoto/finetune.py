@@ -31,7 +31,7 @@ from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.photos import Photos
 from geophoto.pictures import open_upright
 from geophoto.targets import Normalisation, targets_of
-from geophoto.training import balance, draw_rows, fit
+from geophoto.training import fit
 
 # ---------------------------------------------------------------- pixels
 
@@ -210,14 +210,13 @@ def train_network(
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
-    weights = balance(train) if options["balanced"] else None
     network.to(precision.device, memory_format=torch.channels_last)
     network.fixed_statistics = options["pretrained"]  # a few photos at a time would blur them
     if options["compile"]:
         network.compile()
 
     def batches(epoch: int) -> Iterator:
-        order = draw_rows(rows["train"], weights, np.random.default_rng((options["seed"], epoch)))
+        order = np.random.default_rng((options["seed"], epoch)).permutation(rows["train"])
         dataset.epoch = epoch
         mine, size = order[rank() :: processes()].tolist(), options["batch_size"]
         steps = math.ceil(math.ceil(len(order) / processes()) / size)  # as many on every process

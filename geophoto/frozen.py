@@ -43,7 +43,7 @@ from geophoto.targets import (
     targets_of,
     time_point,
 )
-from geophoto.training import balance, clone_state, draw_rows, fit
+from geophoto.training import clone_state, fit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
@@ -87,7 +87,6 @@ class HeadTrainer:
         self.normalisation = Normalisation.fit(self.photos)
         self.targets = targets_of(data.photos, self.normalisation)
         self.trivial = trivial_answers(self.photos)
-        self.weights = balance(self.photos) if options["balanced"] else None
         self.heads = PredictionHeads(
             data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
         )
@@ -144,7 +143,7 @@ class HeadTrainer:
         """Shuffled batches, every photo with a tag in a random one of the six orientations."""
         rng, rows = np.random.default_rng((self.seed, epoch)), self.rows
         parts = math.ceil(len(rows) / self.options["batch_size"])
-        for part in np.array_split(draw_rows(rows, self.weights, rng), parts):
+        for part in np.array_split(rng.permutation(rows), parts):
             view = rng.integers(0, len(ORIENTATION_CLASSES), len(part))
             shown = np.where(self.data.photos.orientation[part] >= 0, view, -1)
             target = {k: self.targets[k][part] for k in ("point", "time", "altitude", "sun")}

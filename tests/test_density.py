@@ -430,14 +430,6 @@ def test_density_against_the_textbook_formula():
     assert found == pytest.approx(wanted, rel=1e-9)
 
 
-def test_sampling_weights_have_mean_one_and_favour_lonely_places():
-    lat = np.array([10.0, 10.0, 10.0, 10.0, 50.0, np.nan])
-    weights = density.sampling_weights(lat, np.where(np.isnan(lat), np.nan, 5.0), 10.0)
-    assert weights[:5].mean() == pytest.approx(1) and weights[5] == 1
-    assert weights[4] / weights[0] == pytest.approx(2)  # root of four times the density
-    assert density.sampling_weights(np.full(3, np.nan), np.full(3, np.nan), 1).tolist() == [1, 1, 1]
-
-
 # ---------------------------------------------------------------- mixtures
 
 
