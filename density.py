@@ -48,6 +48,7 @@ BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one 
 LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
 DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not used as a label
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
+LEAST_RADIUS_KM = 1e-3  # no position is known better than to a metre
 
 # ---------------------------------------------------------------- files
 
@@ -289,41 +290,23 @@ def density_per_km2(lat, lon, at_lat, at_lon, bandwidth_km: float) -> np.ndarray
     return total
 
 
-def mixture_log_per_km2(at, centres, log_weights, bandwidth_km) -> np.ndarray:
-    """Log density per km² at points `at` (..., M, 3) of mixtures with centres (..., K, 3).
-
-    `log_weights` and `bandwidth_km` are (..., K); the weights of one mixture sum to 1.
-    """
-    apart = arc_km(at[..., :, None, :], centres[..., None, :, :])
-    terms = log_weights[..., None, :] + kernel_log_per_km2(apart, bandwidth_km[..., None, :])
-    top = terms.max(axis=-1, keepdims=True)
-    return (top + np.log(np.exp(terms - top).sum(axis=-1, keepdims=True)))[..., 0]
-
-
-def sample_mixture(centres, log_weights, bandwidth_km, count: int, seed: int = 0) -> np.ndarray:
-    """Draw (count, 3) unit vectors from one mixture; the same seed draws the same points.
-
-    Exact von Mises–Fisher sampling on the sphere (Wood 1994): cos of the angle by inversion.
-    """
-    rng = np.random.default_rng(seed)
-    weights = np.exp(log_weights - log_weights.max())
-    chosen = rng.choice(len(weights), count, p=weights / weights.sum())
-    kappa = (EARTH_RADIUS_KM / bandwidth_km[chosen]) ** 2
-    uniform = rng.uniform(1e-12, 1, count)
+def draw_around(centres, bandwidth_km, uniform, normal) -> np.ndarray:
+    """One point (..., 3) of each von Mises–Fisher kernel from uniform numbers (...) and normal
+    ones (..., 3): exact on the sphere, the cosine of the angle by inversion (Wood 1994)."""
+    kappa = (EARTH_RADIUS_KM / bandwidth_km) ** 2
     versine = -np.log(uniform + (1 - uniform) * np.exp(-2 * kappa)) / kappa  # 1 − cos
     sine = np.sqrt(np.clip(versine * (2 - versine), 0, 1))
-    tangent = np.cross(centres[chosen], rng.standard_normal((count, 3)))
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    return centres[chosen] * (1 - versine)[:, None] + tangent * sine[:, None]
+    tangent = np.cross(centres, normal)
+    tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True)
+    return centres * (1 - versine)[..., None] + tangent * sine[..., None]
 
 
-def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: int) -> list[tuple]:
-    """At most `count` places (lat, lon, probability) of one mixture, most probable first.
+def distinct_places(centres, draws, reach_km: float, count: int) -> list[tuple]:
+    """At most `count` places (lat, lon, probability) of one density, most probable first.
 
-    A place is one of the centres with what lies within `reach_km` of it and not of an earlier
-    one, by 1,000 draws; places with less than 2 % are left out.
+    A place is one of the centres (K, 3) with the draws (S, 3) that lie within `reach_km` of it
+    and not of an earlier one; places with less than 2 % are left out.
     """
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
     near = arc_km(centres[:, None], draws[None]) <= reach_km
     places = []
     for _ in range(count):
@@ -335,20 +318,6 @@ def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: 
         places.append((float(lat), float(lon), float(shares[best])))
         near = near & ~near[best]
     return places
-
-
-def credible_radius_km(point, centres, log_weights, bandwidth_km, level) -> np.ndarray:
-    """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws; of
-    several levels (L,) the radii (L,)."""
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
-    return np.quantile(arc_km(draws, point), level)
-
-
-def share_nearer(point, truth, centres, log_weights, bandwidth_km) -> float:
-    """Share of one mixture that lies nearer to `point` (3,) than the truth (3,), by the draws of
-    credible_radius_km: uniform over photos where the mixture is right (Dawid 1984)."""
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
-    return float((arc_km(draws, point) < arc_km(truth, point)).mean())
 
 
 def spread_order(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import density
 from density import file_sha256, next_command
-from geophoto import checkpoints, features, finetune, frozen
+from geophoto import checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import depth_file, read_depth_model
 from geophoto.devices import Precision, processes, rank, together
@@ -158,9 +158,7 @@ def train_frozen(
     shared: dict = {}
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
-            result = frozen.train_fold(data, fold_of, fold, precision, options, shared)
-            plain = {name: vars(result[name]) for name in ("posterior", "alone")}
-            done["folds"][fold] = {**result, **plain}
+            done["folds"][fold] = frozen.train_fold(data, fold_of, fold, precision, options, shared)
             checkpoints.save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
     results = [done["folds"][fold] for fold in range(options["folds"])]
@@ -175,7 +173,7 @@ def train_frozen(
     network.heads = trainer.heads
     return {
         "normalisation": vars(trainer.normalisation),
-        "posterior": frozen.middle_of([r["posterior"] for r in results]),
+        "densities": densities.as_plain(densities.combine_folds(results)),
         "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
         "gallery": trainer.gallery() if options["gallery"] else None,
         "held_out": frozen.in_order(results, len(photos)),

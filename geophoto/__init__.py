@@ -17,7 +17,9 @@
     network        GPSPredictionNet: backbones, trunk, heads
     features       pretrained weights; photos → inputs → frozen features and their cache
     baselines      errors; trivial answers and nearest neighbours, which a model must beat
-    densities      gallery, posterior, radii: what heads and similar photos say together
+    voices         neighbours, head and prior as kernels, and their stacked weights
+    mixtures       mixtures of kernels as cells or draws: points and ranges
+    densities      the density of every head: point, intervals, confidence, strangers
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end

@@ -22,7 +22,7 @@ from torch import nn
 import density
 from density import silent
 from geophoto.baselines import trivial_answers, validation_figures
-from geophoto.densities import choose_lean, evidence_for, fit_densities, gallery_of
+from geophoto.densities import as_plain, fit_densities, gallery_of
 from geophoto.depth_maps import depth_file, load_depth_map
 from geophoto.devices import Precision, processes, rank
 from geophoto.features import depth_input, picture_pixels, pixel_inputs
@@ -119,7 +119,7 @@ class PhotoSet(torch.utils.data.Dataset):
             return inputs, row, -1
         view = int(np.random.default_rng((self.epoch, row)).integers(len(ORIENTATION_CLASSES)))
         inputs["view"] = inputs.pop("views")[view]
-        return inputs, row, view if self.photos.orientation[row] >= 0 else -1
+        return inputs, row, view
 
 
 def collate(items: list):
@@ -247,11 +247,10 @@ def train_network(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    asked = found, gallery, photos.take(found["rows"]), normalisation
-    densities = fit_densities([evidence_for(*asked)], [train], normalisation.spread_km)
+    densities = fit_densities([(found, gallery, photos.take(found["rows"]), normalisation)])
     return {
         "normalisation": vars(normalisation),
-        "posterior": vars(choose_lean(densities["posterior"], [asked])),
+        "densities": as_plain(densities),
         "gallery": gallery,
         "held_out": None,
         "epoch": best.epoch,
