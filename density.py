@@ -409,20 +409,26 @@ def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with open(table, encoding="utf-8") as file:
             rows = json.load(file)
-        places = [
-            (row["gps_latitude"], row["gps_longitude"])
-            for row in rows
-            if row["gps_latitude"] is not None
-            and not set((row["warnings"] or "").split(";")) & set(DOUBTED_POSITION)
-        ]
+        places = [place for row in rows if (place := trusted_position(row))]
     except FileNotFoundError:
         stop(f"no table {table}: run python exif_extractor.py --data-dir {data_dir} first")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         stop(f"{table} is not a table of photos ({error!r}): run python exif_extractor.py again")
     if not places:
         stop(f"no photo in {table} has a position")
     lat, lon = np.array(places, float).T
     return lat, lon
+
+
+def trusted_position(row: dict) -> tuple[float, float] | None:
+    """Latitude and longitude of a row; None where a cell is none or the extractor doubts them."""
+    if set(str(row["warnings"] or "").split(";")) & set(DOUBTED_POSITION):
+        return None
+    try:
+        lat, lon = float(row["gps_latitude"]), float(row["gps_longitude"])
+    except (TypeError, ValueError, OverflowError):  # null, or whatever a hand wrote
+        return None
+    return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
 
 
 def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) -> None:
