@@ -11,6 +11,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
 """
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ import density
 from density import file_sha256, next_command
 from geophoto import checkpoints, features, finetune, frozen
 from geophoto.baselines import mean_figures
-from geophoto.depth_maps import depth_file, read_depth_model
+from geophoto.depth_maps import read_depth_model, without_map
 from geophoto.devices import Precision, processes, rank, together
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
@@ -50,20 +51,7 @@ PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
 # ------------------------------------------------------------------------
 
-
-# ---------------------------------------------------------------- photos and their labels
-
-
-# ---------------------------------------------------------------- split
-
-
-# ---------------------------------------------------------------- network
-
-
-# ---------------------------------------------------------------- pretrained weights
-
-
-# ---------------------------------------------------------------- images and frozen features
+MOST_NAMED = 100  # photos left out that are named on the screen
 
 # ---------------------------------------------------------------- the run
 
@@ -84,12 +72,13 @@ def train_models(
         density.sweep_temporaries(folder)
     photos, left_out = read_photos(data_dir, image_dir)
     wanted = ("rgb", "depth") if inputs == "both" else (inputs,)
+    unmapped: dict[str, str] = {}
     if "depth" in wanted:
         options["depth_model"] = read_depth_model(data_dir)
-        mapped = find_depth_maps(photos, data_dir, options["depth_model"])
-        left_out["no depth map"] = len(photos) - len(mapped)
-        photos = photos.take(mapped)
+        photos, unmapped = leave_unmapped_out(photos, data_dir, options["depth_model"], image_dir)
+        left_out["no depth map"] = len(unmapped)
     describe_photos(photos, left_out)
+    name_left_out(unmapped)
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
@@ -118,6 +107,7 @@ def train_models(
             "table_sha256": table_sha256,
             **checkpoint,
         }
+        content["split"]["left_out"] = unmapped | content["split"].get("left_out", {})
         if rank() == 0:
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
@@ -128,15 +118,20 @@ def train_models(
     print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
 
 
-def find_depth_maps(photos: Photos, data_dir: Path, about: dict) -> np.ndarray:
-    """Rows of the photos that have a depth map; the run ends where too many have none."""
-    mapped = np.array([depth_file(data_dir, name).is_file() for name in photos.names], bool)
-    if mapped.sum() < 0.95 * len(photos) or "sha256" not in about:
+def leave_unmapped_out(
+    photos: Photos, data_dir: Path, about: dict, image_dir: Path
+) -> tuple[Photos, dict[str, str]]:
+    """The photos that have a depth map, and the names of the others with reasons; the run ends
+    where they are most of them."""
+    unmapped = without_map(photos.names, data_dir)
+    if 2 * len(unmapped) > len(photos) or "sha256" not in about:
+        command = next_command("depth_map_generator", data_dir, image_dir).removeprefix("next: ")
         density.stop(
-            f"{(~mapped).sum()} of {len(photos)} photos have no depth map in "
-            f"{data_dir / 'depths'}: run python depth_map_generator.py, or use --inputs rgb"
+            f"{len(unmapped)} of {len(photos)} photos have no depth map in "
+            f"{data_dir / 'depths'}: run {command}, or use --inputs rgb"
         )
-    return np.flatnonzero(mapped)
+    kept = [i for i, name in enumerate(photos.names) if name not in unmapped]
+    return photos.take(np.array(kept, int)), unmapped
 
 
 def train_frozen(
@@ -147,8 +142,7 @@ def train_frozen(
     data, failed = features.frozen_features(
         photos, inputs, network, paths["data"], precision, options, bar
     )
-    for name, reason in failed.items():
-        print(f"left out: {name}: {reason}")
+    name_left_out(failed)
     photos = data.photos
     fold_of, split = split_photos(photos, options["split"], options["folds"], options["seed"])
     describe_split(split, options["folds"])
@@ -249,6 +243,14 @@ def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
         density.stop(f"{with_gps} photos with a position; at least {LEAST_PHOTOS} are needed")
     if with_gps < FEW_PHOTOS:
         print(f"warning: below {FEW_PHOTOS} photos every figure has a wide interval")
+
+
+def name_left_out(reasons: dict[str, str]) -> None:
+    """Print the first photos that are left out, each with the reason; the checkpoint has all."""
+    for name, reason in itertools.islice(reasons.items(), MOST_NAMED):
+        print(f"left out: {name}: {reason}")
+    if len(reasons) > MOST_NAMED:
+        print(f"… and {len(reasons) - MOST_NAMED} more: see left_out in best_gps_model_*.json")
 
 
 def describe_split(split: dict, folds: int) -> None:

@@ -46,6 +46,11 @@ def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
     return depth if size is None or size == depth.shape else resize_depth(depth, size)
 
 
+def without_map(names: list[str], data_dir: Path) -> dict[str, str]:
+    """Those of the photos that have no depth map, each with the reason."""
+    return {name: "no depth map" for name in names if not depth_file(data_dir, name).is_file()}
+
+
 def is_finished(path: Path, photo: Path) -> bool:
     """Whether a whole map lies at `path` that is not older than its photo."""
     try:

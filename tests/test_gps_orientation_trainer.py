@@ -311,6 +311,53 @@ def test_missing_depth_maps_name_the_command(photo_set, tmp_path):
     assert "--inputs rgb" in printed.splitlines()[-1]
 
 
+def small_set(photo_set, tmp_path, count: int) -> tuple:
+    """So many labelled photos with depth maps; returns the data folder and their map files."""
+    data = copy_data(photo_set, tmp_path)
+    placed = [n for n, label in photo_set.truth.items() if label][: 2 * count : 2]
+    shorten_table(data, lambda _, row: row["filename"] in placed)
+    return data, [data / "depths" / f"{name}.npy" for name in placed]
+
+
+@pytest.mark.parametrize("inputs", ["both", "depth"])
+def test_a_photo_without_a_map_is_left_out_by_name(photo_set, tmp_path, inputs):
+    """One of fifteen, of which another run of the depth stage would make no map either."""
+    data, files = small_set(photo_set, tmp_path, 15)
+    files[4].unlink()
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", inputs, "--epochs", "2")
+    code, printed = quietly(trainer.main, *arguments)
+    lost = files[4].relative_to(data / "depths").as_posix().removesuffix(".npy")
+    assert code == 0 and f"left out: {lost}: no depth map\n" in printed, printed
+    assert "left out, no depth map: 1" in printed
+    split = read_checkpoint(tmp_path / "c" / "best_gps_model_depth.pth")["split"]
+    assert split["left_out"] == {lost: "no depth map"} and len(split["names"]) == 14
+
+
+@pytest.mark.parametrize(
+    "missing, goes_on", [(1, True), (3, True), (7, True), (8, False), (14, False), (15, False)]
+)
+def test_training_stops_when_most_maps_are_missing(photo_set, tmp_path, missing, goes_on):
+    data, files = small_set(photo_set, tmp_path, 15)
+    for file in files[:missing]:
+        file.unlink()
+    photos, _ = read_photos(data, data / "images")
+    about = {"sha256": "of the model"}
+    if not goes_on:
+        with pytest.raises(SystemExit) as end:
+            trainer.leave_unmapped_out(photos, data, about, data / "images")
+        assert end.value.code == 2
+        return
+    kept, unmapped = trainer.leave_unmapped_out(photos, data, about, data / "images")
+    assert len(unmapped) == missing and kept.names == photos.names[missing:]
+    assert list(unmapped) == photos.names[:missing]
+
+
+def test_many_photos_left_out_are_not_all_printed(capsys):
+    trainer.name_left_out({f"{i}.jpg": "no depth map" for i in range(250)})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == trainer.MOST_NAMED + 1 and "150 more" in lines[-1]
+
+
 def test_missing_table_names_the_command(tmp_path):
     code, printed = quietly(trainer.main, *training_arguments(tmp_path, tmp_path / "checkpoints"))
     assert code == 2 and "python exif_extractor.py" in printed and printed.count("\n") == 1
