@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]
     table = read_table(data_dir)
     every = photos_of(table, image_dir)
     readable = (table["status"] != "unreadable").to_numpy()
-    present = np.array([file.is_file() for file in every.files], bool)
+    present = np.array([os.path.isfile(file) for file in every.files], bool)  # raises nowhere
     labelled = (
         every.placed
         | np.isfinite(every.minutes)
