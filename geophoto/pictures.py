@@ -96,11 +96,11 @@ def find_photos(image_dir: str | Path) -> dict[str, Path]:
 def photo_file(image_dir: str | Path, filename: str) -> Path:
     """Find the file of a table name, also where the disk spells it with decomposed accents."""
     path = Path(image_dir, filename)
-    if path.exists() or filename.isascii():
+    if os.path.exists(path) or filename.isascii():  # Path.exists raises where no one may look
         return path
     for form in ("NFD", "NFC"):
         other = Path(image_dir, unicodedata.normalize(form, filename))
-        if other.exists():
+        if os.path.exists(other):
             return other
     return find_photos(image_dir).get(filename, path)
 
