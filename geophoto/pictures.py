@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,11 +33,17 @@ PIXEL_LIMIT = 89_478_485  # of all other formats: Pillow's own bomb warning, her
 class Listing:
     """What a photo folder holds."""
 
+    root: str
     names: list[str]  # table names: relative, POSIX, NFC, sorted
     disk: dict[str, str]  # table name → name on disk where it is spelled otherwise (NFD of macOS)
     raw: list[str]  # RAW files, sorted
     collisions: list[str]  # names on disk that equal another's after NFC
     unread: list[str]  # folders that could not be read, each with the reason
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Each table name with its file, as text: a Path object costs more than reading it."""
+        root = os.path.join(self.root, "")
+        return ((name, root + self.disk.get(name, name)) for name in self.names)
 
 
 def scan(image_dir: str | Path) -> Listing:
@@ -84,13 +91,12 @@ def scan(image_dir: str | Path) -> Listing:
         if spelled != name:
             disk[spelled] = name
         table.append(spelled)
-    return Listing(sorted(table), disk, sorted(raw), collisions, unread)
+    return Listing(root, sorted(table), disk, sorted(raw), collisions, unread)
 
 
 def find_photos(image_dir: str | Path) -> dict[str, Path]:
     """Map each table name (relative, POSIX, NFC) to its file, sorted by name."""
-    found = scan(image_dir)
-    return {name: Path(image_dir, found.disk.get(name, name)) for name in found.names}
+    return {name: Path(path) for name, path in scan(image_dir).files()}
 
 
 def photo_file(image_dir: str | Path, filename: str) -> Path:
