@@ -256,7 +256,7 @@ def predict_unknown(
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor
 
-    files = list_photos(paths)
+    files = list_photos(paths, print)
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", print)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     rows, failures = [], 0

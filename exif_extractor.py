@@ -156,8 +156,6 @@ def extract(
     if any(data_dir.glob(".exif_data*.tmp")):  # a killed run's; the search below it takes long
         sweep_temporaries(data_dir)
     found = scan(image_dir)
-    for folder in found.unread:
-        print(f"exif_extractor: folder not read: {folder}", file=sys.stderr)
     settings = {"format": TABLE_FORMAT, "round_km": round_km, "image_dir": str(image_dir.resolve())}
     memory = Memory(data_dir, settings)
     if overwrite:
@@ -168,12 +166,7 @@ def extract(
     else:
         result = _rebuild(found, memory, round_km, workers)
         memory.keep(result)
-    lines = [*result["lines"]]
-    if found.raw:
-        first = ", ".join(found.raw[:20]) + " …" * (len(found.raw) > 20)
-        lines.append(f"  RAW, not supported: {len(found.raw)}: {first}")
-    lines += [f"  left out, name equal to another's after NFC: {n!r}" for n in found.collisions]
-    return result | {"lines": lines}
+    return result | {"lines": [*result["lines"], *(f"  {line}" for line in found.left_out())]}
 
 
 def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> dict:
