@@ -182,7 +182,7 @@ def find_photos(image_dir: str | Path) -> dict[str, Path]:
 def photo_file(image_dir: str | Path, filename: str) -> Path:
     """Find the file of a table name, also where the disk spells it with decomposed accents."""
     path = Path(image_dir, filename)
-    if filename.isascii() or os.path.exists(path):  # Path.exists raises for a name too long
+    if os.path.exists(path) or filename.isascii():  # Path.exists raises for a name too long
         return path
     for form in ("NFD", "NFC"):
         other = Path(image_dir, unicodedata.normalize(form, filename))
