@@ -350,4 +350,4 @@ def answer(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

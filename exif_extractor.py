@@ -21,7 +21,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from density import EARTH_RADIUS_KM, next_command, stop, sweep_temporaries, write_atomically
+from density import (
+    EARTH_RADIUS_KM,
+    next_command,
+    one_line_for_files,
+    run_script,
+    stop,
+    sweep_temporaries,
+    write_atomically,
+)
 from geophoto.clocks import zone_offset
 from geophoto.labels import finish_row
 from geophoto.orientations import ORIENTATION_CLASSES
@@ -285,13 +293,11 @@ def main(argv: list[str] | None = None) -> int:
         stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
     if args.workers < 1 or not 0 <= args.round_km < 1000:
         stop("--workers must be at least 1, --round-km between 0 and 1000")
-    result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
-    report(result, data_dir, image_dir, args.geojson)
+    with one_line_for_files():
+        result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
+        report(result, data_dir, image_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("exif_extractor: interrupted; the same command goes on from here")
+    run_script(main)
