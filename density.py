@@ -12,6 +12,7 @@ import argparse
 import functools
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ import os
 import shlex
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
@@ -57,6 +58,17 @@ def stop(message: str) -> NoReturn:
     """End the run with exit code 2 and one line on stderr: the user must change something."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script as a program: characters that the output's encoding lacks (cp1252 has no minus)
+    are shown as "?", Ctrl-C ends it with one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None without a console
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from here")
 
 
 def silent(message: str) -> None:
@@ -489,4 +501,4 @@ def draw_maps(data_dir: Path, bandwidth_km: float | None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

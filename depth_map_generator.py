@@ -36,6 +36,7 @@ from density import (
     next_command,
     one_line_for_files,
     ready_to_write,
+    run_script,
     spread_order,
     stop,
     sweep_temporaries,
@@ -466,4 +467,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

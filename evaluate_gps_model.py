@@ -264,7 +264,7 @@ def predict_unknown(
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor
 
-    files = list_photos(paths)
+    files = list_photos(paths, print)
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", print)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
@@ -350,4 +350,4 @@ def answer(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

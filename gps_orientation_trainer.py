@@ -401,4 +401,4 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

@@ -23,7 +23,7 @@ from geophoto.clocks import (
 )
 from geophoto.containers import Bytes, OpenFile, Photo, read_container
 from geophoto.orientations import ORIENTATIONS
-from geophoto.table import COLUMNS
+from geophoto.table import COLUMNS, stamp_of
 from geophoto.tags import Value, angle, number, positive, read_exif, read_xmp, text, xmp_angle
 
 ALTITUDES = (-500.0, 50_000.0)  # m; the Dead Sea's shore to balloons: others are doubtful
@@ -164,6 +164,7 @@ def empty_row(status: str, reason: str) -> dict:
         "warnings": reason,
         "_kind": None,
         "gps_clock": None,
+        "stamp": None,
     }
 
 
@@ -173,14 +174,14 @@ def read_photo(path: str) -> dict:
         with open(path, "rb", buffering=0) as file:
             about = os.fstat(file.fileno())
             row = _read_open_file(file, about.st_size)
-    except OSError as error:
+    except OSError:
         row = empty_row("unreadable", "cannot_open")
-        row["_kind"] = error.strerror
         try:
             about = os.stat(path)
         except OSError:
             return row
     row["file_size"], row["file_mtime"] = about.st_size, utc_text(about.st_mtime_ns)
+    row["stamp"] = stamp_of(about)
     return row
 
 

@@ -184,6 +184,10 @@ def test_plots_are_pictures(evaluated):
         assert min(pixels.shape) > 300 and pixels.std() > 5, file.name
 
 
+def test_pictures_of_an_evaluation_are_not_taken_for_photos(evaluated):
+    assert list(evaluated[0].glob("*.png")) and not find_photos(evaluated[0])
+
+
 def test_geojson_is_rfc_7946(evaluated):
     output, _ = evaluated
     content = json.loads((output / "predictions.geojson").read_text(encoding="utf-8"))

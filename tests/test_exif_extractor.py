@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +28,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def run_script(*arguments, check=0, **options):
     done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, **options
-    )
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True,
+        **{"text": True, **options},
+    )  # fmt: skip
     assert done.returncode == check, done.stderr + done.stdout
     return done
 
@@ -164,6 +167,74 @@ def test_importing_is_cheap():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True)
+
+
+def in_the_way(data: Path, kind: str) -> dict:
+    """Make a data folder that nothing can be written to; environment and limits of the run."""
+    if kind == "a file in its place":
+        data.write_bytes(b"")
+    elif kind == "a folder in the table's place":
+        (data / "exif_data.json").mkdir(parents=True)
+    elif kind == "full":  # as far as the system tells a program: the file may not grow
+        return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))}
+    return {}
+
+
+@pytest.mark.parametrize(
+    "kind", ["a file in its place", "a folder in the table's place", "full", "/proc/no folder"]
+)
+def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, kind):
+    images, data = folder(tmp_path, 12)
+    if kind.startswith("/"):
+        data = Path(kind)
+    done = run_script("--image-dir", images, "--data-dir", data, check=2, **in_the_way(data, kind))
+    assert done.stderr.count("\n") == 1 and str(data) in done.stderr and not done.stdout
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path):
+    images, data = folder(tmp_path, 4)
+    run_script("--image-dir", images, "--data-dir", data)
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    for number in range(8):
+        shutil.copy(images / "0" / "0000.jpg", images / f"new_{number}.jpg")
+    full = in_the_way(data, "full")
+    done = run_script("--image-dir", images, "--data-dir", data, check=2, **full)
+    assert done.stderr.count("\n") == 1 and not list(data.glob("*.tmp"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    done = run_script("--image-dir", images, "--data-dir", data)
+    assert done.stdout.startswith("12 photos: 12 with metadata")
+
+
+def test_a_photo_folder_that_cannot_be_listed_leaves_the_old_table(tmp_path, monkeypatch, capsys):
+    images, data = folder(tmp_path, 4)
+    arguments = ["--image-dir", str(images), "--data-dir", str(data)]
+    assert exif_extractor.main(arguments) == 0
+    before = (data / "exif_data.json").read_bytes()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        exif_extractor.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and str(images) in error
+    assert (data / "exif_data.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437"])
+def test_output_that_cannot_show_a_name_shows_what_it_can(tmp_path, encoding):
+    images = tmp_path / "images − 写真"
+    save(images / "−5 °C.jpg", exif_bytes({0x010F: "Mäker ™".encode()}, gps=gps_of(1, 2)))
+    for name in ("写真.dng".encode(), b"latin-\xe9.gif"):
+        Path(os.fsdecode(os.path.join(os.fsencode(images), name))).touch()
+    (images / "−.jpg").write_bytes(b"nothing")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = run_script(
+        "--image-dir", images, "--data-dir", tmp_path / "−", env=environment, encoding=encoding
+    )
+    assert "1 unreadable" in done.stdout and "RAW, not supported: 1: ??.dng" in done.stdout
+    assert "next: python depth_map_generator.py --data-dir" in done.stdout
 
 
 # ---------------------------------------------------------------- real files
