@@ -78,23 +78,22 @@ def gather_evidence(
     truth = np.full_like(own, np.nan)
     if asked is not None:
         truth = values_of(head, vars(asked), normalisation)
-    if gallery is None:  # no training label may be told; positions have their centre and spread
+    labels = values_of(head, gallery, normalisation) if gallery is not None else own[:0]
+    known = np.flatnonzero(np.isfinite(labels if labels.ndim == 1 else labels[:, 0]))
+    if not len(known):  # none may be told, or there is none; positions have their centre
         prior = normalisation.centre[None] if head == "gps" else own[:0]
         away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
         return Evidence(np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away)
-    labels = values_of(head, gallery, normalisation)
-    known = np.flatnonzero(np.isfinite(labels.reshape(len(labels), -1)[:, 0]))
-    labels = labels[known]
-    similar, index, away = nearest_features(
-        prediction["trunk"], gallery["features"][known], NEIGHBOURS
-    )
+    labels, features = labels[known], gallery["features"][known]
+    similar, index, away = nearest_features(prediction["trunk"], features, NEIGHBOURS)
     prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
     return Evidence(similar.astype(float), labels[index], own, prior, truth, away)
 
 
 def known_part(evidence: Evidence) -> np.ndarray:
     """Rows whose truth is known."""
-    return np.flatnonzero(np.isfinite(evidence.truth.reshape(len(evidence), -1)[:, 0]))
+    truth = evidence.truth
+    return np.flatnonzero(np.isfinite(truth if truth.ndim == 1 else truth[:, 0]))
 
 
 # ---------------------------------------------------------------- one head
