@@ -259,12 +259,19 @@ def report(result: dict, data_dir: Path, image_dir: Path, geojson: bool) -> None
     print(next_command("depth_map_generator", data_dir, image_dir))
 
 
+NOTES = """\
+A photo is read again when its size, its time or its inode change time is another than last time. On
+file systems without the last (FAT, exFAT, and on Windows) an edit that keeps size and time goes
+unseen: --overwrite reads everything again.
+
+Exit codes: 0 done (unreadable photos keep their row and are named), 1 done, but with --strict some
+photos were unreadable, 2 you must change something."""
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done (unreadable photos keep their row and are named), "
-        "1 done, but with --strict some photos were unreadable, 2 you must change something.",
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTES
+    )
     parser.add_argument(
         "--data-dir", default=DATA_DIR, help=f"where the table is written ({DATA_DIR})"
     )
