@@ -127,6 +127,17 @@ def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None
     return offsets[0], flag
 
 
+def zones_missing() -> list[str]:
+    """Time zones asked for in this process of which the computer has no data."""
+    return sorted(name for name, zone in _zones.items() if zone is None)
+
+
+def lacks_zone(row: dict) -> bool:
+    """Whether missing zone data left the UTC of a photo empty."""
+    known = row["datetime"] and row["gps_latitude"] is not None
+    return bool(known and not row["datetime_utc"] and zones_missing())
+
+
 def add_utc(row: dict, gps_time: tuple | None, warnings: list) -> None:
     """Fill the UTC columns: offset tag, else the GPS clock, else the zone of the position."""
     if not row["datetime"]:

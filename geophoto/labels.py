@@ -202,8 +202,8 @@ def _read_open_file(file: Any, size: int) -> dict:
 
 def _to_row(photo: Photo) -> dict:
     row, warnings = empty_row("no_exif", ""), photo.warnings
-    main, exif, gps = read_exif(photo.exif) if photo.exif else ({}, {}, {})
-    if photo.exif and not main and photo.kind != "tiff":
+    main, exif, gps = read_exif(photo.exif)
+    if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
     if gps:
         add_position(row, gps, warnings)

@@ -264,7 +264,7 @@ class Memory:
         sources = [self._journal_rows(path) for path in self.journals()]
         if self.result():
             sources.append(self._table_rows())
-        known = heapq.merge(*sources, key=lambda pair: pair[0][0])
+        known = heapq.merge(*map(_sound, sources), key=lambda pair: pair[0][0])
         old = next(known, None)
         for name, path in files:
             row: dict | None = None
@@ -277,13 +277,19 @@ class Memory:
             yield name, path, row, stamp
 
     def _table_rows(self) -> Iterator[tuple[list, dict]]:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open(self.stamps, encoding="utf-8") as stamps,
-        ):
+        with open(self.stamps, encoding="utf-8") as stamps:
             yield from zip(map(json.loads, stamps), read_records(self.table), strict=True)
 
     def _journal_rows(self, path: Path) -> Iterator[tuple[list, dict]]:
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8") as lines:
             if json.loads(lines.readline()) == self.settings:
-                yield from map(json.loads, lines)  # the last one may be cut
+                yield from map(json.loads, lines)
+
+
+def _sound(pairs: Iterator[tuple[list, dict]]) -> Iterator[tuple[list, dict]]:
+    """Stamps and rows up to where a kill or a crash spoiled their file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        for stamp, row in pairs:
+            if stamp[0] != row["filename"]:
+                return
+            yield stamp, row

@@ -64,6 +64,84 @@ def test_unchanged_files_are_not_read_again(tmp_path):
     assert (data / "exif_data.csv").exists()
 
 
+def edit_in_place(photo: Path, other: bytes) -> None:
+    photo.write_bytes(other)
+
+
+def write_anew(photo: Path, other: bytes) -> None:  # as exiftool -P does
+    photo.with_suffix(".new").write_bytes(other)
+    os.replace(photo.with_suffix(".new"), photo)
+
+
+def copy_over(photo: Path, other: bytes) -> None:  # cp -p
+    source = photo.with_name("source")
+    source.write_bytes(other)
+    os.utime(source, ns=(photo.stat().st_mtime_ns,) * 2)
+    shutil.copy2(source, photo)
+    source.unlink()
+
+
+def link_elsewhere(photo: Path, other: bytes) -> None:
+    target = photo.with_name("target")
+    target.write_bytes(other)
+    os.utime(target, ns=(photo.stat().st_mtime_ns,) * 2)
+    photo.unlink()
+    photo.symlink_to(target.name)
+
+
+@pytest.mark.parametrize("change", [edit_in_place, write_anew, copy_over, link_elsewhere])
+@pytest.mark.parametrize("others", [0, 40])
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path, change, others):
+    images, data = tmp_path / "images", tmp_path / "data"
+    photo = save(images / "a.jpg", exif_bytes({}, {0x9003: b"2020:01:02 03:04:05"}))
+    for number in range(others):
+        save(images / f"other_{number}.jpg")
+    other = photo.read_bytes().replace(b"2020:01:02", b"2021:12:11")
+    exif_extractor.extract(images, data, 1)
+    before = photo.stat()
+    change(photo, other)
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = photo.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert exif_extractor.extract(images, data, 1)["read"] == 1
+    assert next(read_records(data / "exif_data.json"))["datetime"] == "2021-12-11T03:04:05"
+    assert exif_extractor.extract(images, data, 1)["read"] == 0
+
+
+@pytest.mark.parametrize("years", [-300, -60, 60, 300, 2000, 9000])
+def test_a_time_far_off_makes_no_work_anew(tmp_path, years):
+    images, data = folder(tmp_path, 3)
+    try:
+        os.utime(images / "0" / "0000.jpg", (1.7e9, 1.7e9 + years * 31_556_952.0))
+    except OverflowError:
+        pytest.skip("no such time here")
+    assert exif_extractor.extract(images, data, 1)["read"] == 3
+    assert exif_extractor.extract(images, data, 1)["read"] == 0
+
+
+def test_a_damaged_memory_costs_time_and_nothing_else(tmp_path):
+    images, data = folder(tmp_path, 6)
+    exif_extractor.extract(images, data, 1)
+    table = (data / "exif_data.json").read_bytes()
+    stamps = (data / ".exif_data.stamps").read_bytes()
+    for damaged in (b"", stamps[:100], stamps.replace(b",", b";"), b"[]\n" * 6, b"5\n" * 6,
+                    b"\0" * 300, stamps + stamps):  # fmt: skip
+        (data / ".exif_data.stamps").write_bytes(damaged)
+        assert exif_extractor.extract(images, data, 1)["photos"] == 6
+        assert (data / "exif_data.json").read_bytes() == table
+    for damaged in (b"", b"{", b"[1]", b'{"made": 1}', b"\xff\xfe"):
+        (data / ".exif_data.state.json").write_bytes(damaged)
+        assert exif_extractor.extract(images, data, 1)["read"] == 6
+    header = json.dumps(
+        json.loads((data / ".exif_data.state.json").read_text())["made"][0]
+    ).encode()
+    (data / ".exif_data.state.json").unlink()
+    for number, rest in enumerate((b"", b"[1, 2]\n", b"\0\0\n", b'[["0/0000.jpg"], {}]\n', b"7\n")):
+        (data / f".exif_data.{number:04d}.journal").write_bytes(header + b"\n" + rest)
+    assert exif_extractor.extract(images, data, 1)["read"] == 6
+    assert (data / "exif_data.json").read_bytes() == table
+
+
 def test_a_new_format_of_rows_reads_everything_again(tmp_path, monkeypatch):
     images, data = folder(tmp_path)
     exif_extractor.extract(images, data, 1)
@@ -167,6 +245,35 @@ def test_importing_is_cheap():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True)
+
+
+WITHOUT_ZONES = "import sys; sys.modules['tzdata'] = None; import exif_extractor as e; e.main()"
+
+
+def run_without_zones(images, data) -> str:
+    """As on a computer whose system has no time zone data, without the package that brings it."""
+    code = WITHOUT_ZONES.replace("main()", f"main(['--image-dir', {str(images)!r}, '--data-dir', "
+                                 f"{str(data)!r}])")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, env=os.environ | {"PYTHONTZPATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_missing_time_zone_data_is_said_once_and_made_up_for(tmp_path):
+    images, data = folder(tmp_path, 3)  # with place and time, without offset
+    save(images / "no time.jpg", exif_bytes(gps=gps_of(45, 7)))
+    save(images / "no place.jpg", exif_bytes({}, {0x9003: b"2020:01:02 03:04:05"}))
+    offset = exif_bytes({}, {0x9003: b"2020:01:02 03:04:05", 0x9011: b"+02:00"})
+    save(images / "offset.jpg", offset)
+    for count in (6, 3):  # said in every run, as those rows are tried again
+        printed = run_without_zones(images, data)
+        assert printed.count("pip install tzdata") == 1 and f"{count} files read" in printed
+        assert "UTC 1  offset_tag 1" in printed
+    done = run_script("--image-dir", images, "--data-dir", data)
+    assert "tzdata" not in done.stdout and "3 files read, 3 unchanged" in done.stdout
+    assert "UTC 4  offset_tag 1  position_timezone 3" in done.stdout
 
 
 def in_the_way(data: Path, kind: str) -> dict:
