@@ -63,13 +63,14 @@ class Bytes:
 class Photo:
     """What a container says: kind, stored size, where EXIF and XMP lie, its own turn if any."""
 
-    __slots__ = ("exif", "height", "kind", "turn", "warnings", "width", "xmp")
+    __slots__ = ("exif", "height", "kind", "resources", "turn", "warnings", "width", "xmp")
 
     def __init__(self) -> None:
         self.kind: str | None = None
         self.width = self.height = self.turn = None
         self.exif: Bytes | None = None
         self.xmp: bytes | None = None
+        self.resources: list[Bytes] = []  # Photoshop's image resources, in parts: IPTC is in them
         self.warnings: list[str] = []
 
 
@@ -133,6 +134,8 @@ def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
                 photo.exif = data.part(position + 10, size - 8)
             elif start == b"http://ns.adobe.com/xap/1.0/" and photo.xmp is None:
                 photo.xmp = data.at(position + 33, size - 31)
+        elif marker == 0xED and data.at(position + 4, 14) == b"Photoshop 3.0\0":
+            photo.resources.append(data.part(position + 18, size - 16))
         position += 2 + max(size, 2)
 
 

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 COLUMNS = (
     "filename", "status", "warnings", "datetime", "utc_offset_minutes", "datetime_utc",
     "utc_source", "gps_latitude", "gps_longitude", "gps_source", "gps_altitude", "gps_accuracy_m",
-    "gps_img_direction", "sun_elevation_deg", "sun_azimuth_deg", "orientation", "orientation_tag",
-    "camera_make", "camera_model", "lens_model", "focal_length_mm", "focal_length_35mm",
-    "exposure_time_s", "f_number", "iso", "image_width", "image_height", "file_size", "file_mtime",
+    "gps_img_direction", "datetime_at_place", "sun_elevation_deg", "sun_azimuth_deg", "orientation",
+    "orientation_tag", "camera_make", "camera_model", "lens_model", "focal_length_mm",
+    "focal_length_35mm", "exposure_time_s", "f_number", "iso", "image_width", "image_height",
+    "file_size", "file_mtime",
 )  # fmt: skip
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
-                "gps_source", "orientation", "camera_make", "camera_model", "lens_model",
-                "file_mtime")  # fmt: skip
-TABLE_FORMAT = 3  # raised when the same bytes would give other rows: old rows are then read again
+                "gps_source", "datetime_at_place", "orientation", "camera_make", "camera_model",
+                "lens_model", "file_mtime")  # fmt: skip
+TABLE_FORMAT = 4  # raised when the same bytes would give other rows: old rows are then read again
 
 # ---------------------------------------------------------------- write
 

@@ -157,7 +157,7 @@ def check(folder: Path, tmp_path: Path, count: int, seed: int) -> None:
     assert result["photos"] == len(rows) == count
     assert [row["filename"] for row in rows] == list(pictures.find_photos(images))
     for row in rows:
-        assert row["status"] in ("ok", "no_exif", "unreadable")
+        assert row["status"] in ("ok", "empty_exif", "no_exif", "unreadable")
         assert row["warnings"] or row["status"] != "unreadable"
         assert "reader_" not in (row["warnings"] or ""), row
         if row["gps_latitude"] is not None:
