@@ -404,7 +404,7 @@ def _cell_resolution(cell_km: float) -> int:
 
 
 def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the table, those that the extractor doubts left out; ends the run without."""
+    """Positions of the table, those doubted or estimated left out; ends the run without."""
     table = data_dir / "exif_data.json"  # read plainly: the extractor imports this module
     try:
         with open(table, encoding="utf-8") as file:
@@ -413,6 +413,7 @@ def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
             (row["gps_latitude"], row["gps_longitude"])
             for row in rows
             if row["gps_latitude"] is not None
+            and row.get("gps_source") != "estimate"
             and not set((row["warnings"] or "").split(";")) & set(DOUBTED_POSITION)
         ]
     except FileNotFoundError:

@@ -54,24 +54,27 @@ class Photos:
 
 
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
-    """Every row of the table with its labels; a position or altitude that the extractor doubts is
-    none."""
+    """Every row of the table with its labels: the time is that of the place, where it is known; a
+    position or altitude that the extractor doubts, or this tool estimated, is none."""
     import pandas as pd
 
     warned = table["warnings"].fillna("").str.split(";")
     distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
-    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes)
+    estimated = table["gps_source"] == "estimate"
+    distrust |= estimated
+    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes) | estimated
     local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
     utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
     utc = utc.dt.tz_localize(None).fillna(local)
-    midnight = local.dt.normalize()
+    there = pd.to_datetime(table["datetime_at_place"], errors="coerce", format="ISO8601")
+    shown = there.fillna(local)
     tagged = table["orientation"].where(table["orientation_tag"].notna())
     files = [photo_file(image_dir, name) for name in table["filename"]]
     return Photos(
         names=list(table["filename"]),
         lat=table["gps_latitude"].where(~distrust).to_numpy(float),
         lon=table["gps_longitude"].where(~distrust).to_numpy(float),
-        minutes=((local - midnight).dt.total_seconds() / 60).to_numpy(float),
+        minutes=((shown - shown.dt.normalize()).dt.total_seconds() / 60).to_numpy(float),
         altitude=table["gps_altitude"].where(~unlikely).to_numpy(float),
         sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
