@@ -67,7 +67,9 @@ class Photo:
 
     def __init__(self) -> None:
         self.kind: str | None = None
-        self.width = self.height = self.turn = None
+        self.width: int | None = None
+        self.height: int | None = None
+        self.turn: int | None = None
         self.exif: Bytes | None = None
         self.xmp: bytes | None = None
         self.resources: list[Bytes] = []  # Photoshop's image resources, in parts: IPTC is in them

@@ -30,7 +30,7 @@ from geophoto.orientations import ORIENTATIONS
 from geophoto.packets import iptc_date, read_iptc, read_xmp
 from geophoto.positions import add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
 from geophoto.sidecars import Takeout, read_sidecar, read_takeout
-from geophoto.table import COLUMNS
+from geophoto.table import COLUMNS, stamp_beside, stamp_of
 from geophoto.tags import number, positive, read_exif, text
 
 USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what EXIF can fill
@@ -148,24 +148,26 @@ def empty_row(status: str, reason: str) -> dict:
         "_kind": None,
         "gps_clock": None,
         "taken_utc": None,
+        "stamp": None,
     }
 
 
 def read_photo(path: str, sidecar: str = "", takeout: str = "") -> dict:
     """Read one file's header, its XMP sidecar and its Takeout file, where it has them, into a table
     row (without its name, UTC and sun); never raises."""
+    beside = stamp_beside((sidecar, takeout))
     try:
         with open(path, "rb", buffering=0) as file:
             about = os.fstat(file.fileno())
             row = _read_open_file(file, about.st_size, path, sidecar, takeout)
-    except OSError as error:
+    except OSError:
         row = empty_row("unreadable", "cannot_open")
-        row["_kind"] = error.strerror
         try:
             about = os.stat(path)
         except OSError:
             return row
     row["file_size"], row["file_mtime"] = about.st_size, utc_text(about.st_mtime_ns)
+    row["stamp"] = stamp_of(about) + beside
     return row
 
 
@@ -177,13 +179,26 @@ def _read_open_file(file: Any, size: int, path: str, sidecar: str, takeout: str)
         photo = read_container(data)
         if photo.kind is None:
             return empty_row("unreadable", "not_an_image")
-        beside, noted = read_sidecar(sidecar, path) if sidecar else ({}, [])
-        told = read_takeout(takeout, path) if takeout else None
-        return _to_row(photo, beside, told, noted)
+        return _to_row(photo, *_read_beside(path, sidecar, takeout))
     except MemoryError:
         return empty_row("unreadable", "out_of_memory")
     except Exception as error:  # a bug met a hostile file: one row, not the run
         return empty_row("unreadable", f"reader_error_{type(error).__name__}")
+
+
+def _read_beside(
+    path: str, sidecar: str, takeout: str
+) -> tuple[dict[str, str], Takeout | None, list[str]]:
+    """Properties of the XMP sidecar, what Takeout says, and warnings."""
+    try:
+        told = read_takeout(takeout, path) if takeout else None
+    except Exception:  # a bug met a hostile file: one warning, not the row
+        told = Takeout(warnings=["takeout_damaged"])
+    try:
+        found, noted = read_sidecar(sidecar, path) if sidecar else ({}, [])
+    except Exception:
+        found, noted = {}, ["sidecar_damaged"]
+    return found, told, noted + (told.warnings if told else [])
 
 
 XMP_NAMES = {
@@ -218,7 +233,6 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         fixes.insert(0, fix_of_xmp(beside, "sidecar"))
     if told:
         fixes.append(fix_of_takeout(told))
-        warnings.extend(told.warnings)
         row["taken_utc"] = _utc_of_takeout(told, warnings)
     add_position(row, fixes, warnings)
     add_time(row, Sources(photo, main, exif, taken, xmp, beside), warnings)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from density import stop
 from geophoto.labels import read_photo
 from geophoto.orientations import turn_image
+from geophoto.sidecars import SIDECAR_SUFFIXES, match
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,21 +34,42 @@ PIXEL_LIMIT = 89_478_485  # of all other formats: Pillow's own bomb warning, her
 class Listing:
     """What a photo folder holds."""
 
+    root: str
     names: list[str]  # table names: relative, POSIX, NFC, sorted
     disk: dict[str, str]  # table name → name on disk where it is spelled otherwise (NFD of macOS)
     raw: list[str]  # RAW files, sorted
     collisions: list[str]  # names on disk that equal another's after NFC
     unread: list[str]  # folders that could not be read, each with the reason
+    beside: dict[
+        str, tuple[str, str]
+    ]  # name on disk → names of its XMP sidecar, Takeout file or ""
+
+    def files(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each table name with its file, and with those beside it where there are any.
+
+        As text: a Path object costs more than reading the file.
+        """
+        root = os.path.join(self.root, "")
+        for name in self.names:
+            disk = self.disk.get(name, name)
+            path = root + disk
+            if disk in self.beside:
+                folder = path[: -len(os.path.basename(disk))]
+                sidecar, takeout = self.beside[disk]
+                yield name, (path, sidecar and folder + sidecar, takeout and folder + takeout)
+            else:
+                yield name, (path,)
 
 
 def scan(image_dir: str | Path) -> Listing:
-    """List a photo folder. Hidden files and folders are left out; linked folders are followed once,
-    so a loop of links ends."""
+    """List a photo folder, and what lies beside its photos. Hidden files and folders are left out;
+    linked folders are followed once, so a loop of links ends."""
     root = os.fspath(image_dir)
     about = os.stat(root)
     raw: list[str] = []
     names: list[str] = []
     unread: list[str] = []
+    beside: dict[str, tuple[str, str]] = {}
     folders, seen = [""], {(about.st_dev, about.st_ino)}
     while folders:
         folder = folders.pop()
@@ -55,6 +78,7 @@ def scan(image_dir: str | Path) -> Listing:
         except OSError as error:
             unread.append(f"{folder}: {error.strerror}")
             continue
+        photos, others = [], []
         for entry in entries:
             name = f"{folder}/{entry.name}" if folder else entry.name
             if entry.name.startswith("."):
@@ -67,9 +91,15 @@ def scan(image_dir: str | Path) -> Listing:
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
             if suffix in IMAGE_SUFFIXES and entry.is_file():
-                names.append(name)
+                photos.append(entry.name)
+            elif suffix in SIDECAR_SUFFIXES and entry.is_file():
+                others.append(entry.name)
             elif suffix in RAW_SUFFIXES:
                 raw.append(name)
+        above = f"{folder}/" if folder else ""
+        names += [above + name for name in photos]
+        if others:
+            beside |= {above + name: pair for name, pair in match(photos, others).items()}
     names.sort()
     table: list[str] = []
     disk: dict[str, str] = {}
@@ -84,13 +114,12 @@ def scan(image_dir: str | Path) -> Listing:
         if spelled != name:
             disk[spelled] = name
         table.append(spelled)
-    return Listing(sorted(table), disk, sorted(raw), collisions, unread)
+    return Listing(root, sorted(table), disk, sorted(raw), collisions, unread, beside)
 
 
 def find_photos(image_dir: str | Path) -> dict[str, Path]:
     """Map each table name (relative, POSIX, NFC) to its file, sorted by name."""
-    found = scan(image_dir)
-    return {name: Path(image_dir, found.disk.get(name, name)) for name in found.names}
+    return {name: Path(paths[0]) for name, paths in scan(image_dir).files()}
 
 
 def photo_file(image_dir: str | Path, filename: str) -> Path:

@@ -51,7 +51,7 @@ def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool 
     count_size, entry, entry_size = (8, "HHQ8s", 20) if big else (2, "HHI4s", 12)
     count = int.from_bytes(data.at(offset, count_size), "little" if order == "<" else "big")
     block = data.at(offset + count_size, min(count, 4096) * entry_size)
-    found = {}
+    found: dict[int, Value] = {}
     if not count or len(block) < min(count, 4096) * entry_size:
         return found
     if struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES:
@@ -96,7 +96,7 @@ def read_exif(data: Bytes) -> tuple[dict, dict, dict]:
     if big and len(magic) == 16:  # BigTIFF: 8-byte offsets and counts
         offset = struct.unpack(order + "Q", magic[8:])[0]
     main = read_ifd(data, offset, order, MAIN_TAGS, big)
-    parts = []
+    parts: list[dict] = []
     for pointer, wanted in ((EXIF_IFD, EXIF_TAGS | {GPS_IFD}), (GPS_IFD, GPS_TAGS)):
         place = main.get(pointer, parts[0].get(pointer) if parts else None)
         if isinstance(place, tuple) and isinstance(place[0], int) and place[0] > 0:
@@ -138,7 +138,7 @@ def number(value: Value | None) -> float | None:
     if isinstance(value, bytes):
         if len(value) == 1 and not value.isdigit():
             return float(value[0])
-        value = numbers(text(value) or "")
+        value = tuple(numbers(text(value) or ""))
     return value[0] if value and math.isfinite(value[0]) else None
 
 
