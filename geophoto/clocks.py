@@ -249,10 +249,17 @@ def _infer_offset(
 
 
 def _likeliest_day(ahead: float, clocks: list[int]) -> float:
-    """Local minus undated GPS time, on the day that makes it an offset, nearest to a clock's."""
-    first = (ahead - LEAST_OFFSET + EXACT_MINUTES) % 1440 + LEAST_OFFSET - EXACT_MINUTES
-    days = [first, first + 1440] if first + 1440 <= LARGEST_OFFSET + EXACT_MINUTES else [first]
-    return min(days, key=lambda day: min((abs(day - c) for c in clocks), default=abs(day)))
+    """Local minus undated GPS time, on the day that makes it an offset.
+
+    Where two days do, the one nearest to a clock of the place; without a place that of more people:
+    +12 and +13 h are New Zealand, −12 and −11 h hardly anyone, −10 h Hawaii.
+    """
+    least, largest = LEAST_OFFSET - EXACT_MINUTES, LARGEST_OFFSET + EXACT_MINUTES
+    first = (ahead - least) % 1440 + least
+    days = [first, first + 1440] if first + 1440 <= largest else [first]
+    if clocks:
+        return min(days, key=lambda day: min(abs(day - clock) for clock in clocks))
+    return days[-1] if first <= -660 + EXACT_MINUTES else first
 
 
 def _add_time_at_place(row: dict, place: tuple[float, float], warnings: list) -> None:

@@ -43,8 +43,11 @@ def match(photos: Iterable[str], others: Iterable[str]) -> dict[str, tuple[str, 
     takeouts: dict[str, list[str]] = {}
     for name in sorted(others):
         base, suffix = os.path.splitext(name)
-        found = sidecars if suffix.lower() == ".xmp" else takeouts
-        found.setdefault(_key(base), []).append(name)
+        if suffix.lower() == ".xmp":
+            sidecars.setdefault(_key(base), []).append(name)
+            continue
+        for spelled in {base, _whole(base)}:
+            takeouts.setdefault(_key(spelled), []).append(name)
     photos = list(photos)
     exact, keys = set(photos), set(map(_key, photos))
     pairs = {}
@@ -95,13 +98,23 @@ def _takeout_names(photo: str) -> Iterator[tuple[str, str]]:
     """
     stem, suffix = os.path.splitext(photo)
     for title, number in _titles(stem, cut=len(photo) == TAKEOUT_PHOTO_LENGTH):
-        if not number and len(title) > TAKEOUT_LENGTH and NUMBERED.fullmatch(title):
-            continue  # the cut would lose the number of "a(1)" and leave another photo's name
-        whole = [title + suffix, title + suffix + TAKEOUT_WORD]
-        if title + number != stem:  # an edited copy: its original may be of another format
-            whole += [title + other + word for other in ORIGINALS for word in ("", TAKEOUT_WORD)]
-        for name in (*whole, title + TAKEOUT_WORD):
-            yield name[:TAKEOUT_LENGTH] + number, title
+        copied = title + number != stem  # whose original may be of another format
+        for name in (title + suffix, *(title + other for other in ORIGINALS if copied)):
+            yield name + number, title
+            yield name + TAKEOUT_WORD + number, title
+            # A cut that loses the number of "a(1)" would leave the name of another photo's file.
+            if len(name) > TAKEOUT_LENGTH and (number or not NUMBERED.fullmatch(title)):
+                yield name[:TAKEOUT_LENGTH] + number, title
+        yield title + TAKEOUT_WORD + number, title
+
+
+def _whole(base: str) -> str:
+    """The name of a JSON file whose word was cut: "a.jpg.supple(1)" → "a.jpg.supplemental-…(1)"."""
+    numbered = NUMBERED.fullmatch(base)
+    named, number = (numbered[1], numbered[2]) if numbered else (base, "")
+    title, dot, word = named.rpartition(".")
+    cut = dot and TAKEOUT_WORD.startswith(dot + word.lower())
+    return title + TAKEOUT_WORD + number if cut else base
 
 
 def _titles(stem: str, cut: bool) -> Iterator[tuple[str, str]]:
@@ -190,7 +203,8 @@ def read_takeout(path: str, photo: str) -> Takeout:
         return found
     if not _same_title(told.get("title"), path, photo):
         return found
-    if not _add_place(found, told) or not _add_moment(found, told.get("photoTakenTime")):
+    sound = _add_place(found, told), _add_moment(found, told.get("photoTakenTime"))
+    if not all(sound):
         found.warnings.append("takeout_damaged")
     return found
 
