@@ -12,6 +12,7 @@ import argparse
 import functools
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -19,8 +20,8 @@ import os
 import shlex
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -58,6 +59,17 @@ def stop(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script as a program: characters that the output's encoding lacks (cp1252 has no minus)
+    are shown as "?", Ctrl-C ends it with one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None without a console
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from here")
+
+
 def silent(message: str) -> None:
     """Where rooms say what nobody wants to hear."""
 
@@ -78,9 +90,38 @@ def write_atomically(path: str | Path, mode: str = "wb", **open_options) -> Iter
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        refused = error if isinstance(error, OSError) else error.__context__  # torch hides it
+        if isinstance(refused, OSError) and refused.filename in (None, str(temporary)):
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
         raise
+
+
+def ready_to_write(*folders: str | Path) -> None:
+    """Make the folders; end the run before its work where one may not be written to or is full."""
+    import tempfile
+
+    for folder in folders:
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(bytes(4096))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            stop(f"cannot write to {folder}: {error.strerror or error}")
+
+
+@contextmanager
+def one_line_for_files() -> Iterator[None]:
+    """What the file system refuses ends the run as stop does: one line, the path, exit code 2."""
+    try:
+        yield
+    except OSError as error:
+        where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        stop(f"{where}{error.strerror or error}")
 
 
 def sweep_temporaries(folder: str | Path) -> int:
@@ -404,26 +445,33 @@ def _cell_resolution(cell_km: float) -> int:
 
 
 def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the table, those doubted or estimated left out; ends the run without."""
+    """Positions of the table, those that the extractor doubts left out; ends the run without."""
     table = data_dir / "exif_data.json"  # read plainly: the extractor imports this module
     try:
         with open(table, encoding="utf-8") as file:
             rows = json.load(file)
-        places = [
-            (row["gps_latitude"], row["gps_longitude"])
-            for row in rows
-            if row["gps_latitude"] is not None
-            and row.get("gps_source") != "estimate"
-            and not set((row["warnings"] or "").split(";")) & set(DOUBTED_POSITION)
-        ]
+        places = [place for row in rows if (place := trusted_position(row))]
     except FileNotFoundError:
         stop(f"no table {table}: run python exif_extractor.py --data-dir {data_dir} first")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         stop(f"{table} is not a table of photos ({error!r}): run python exif_extractor.py again")
     if not places:
         stop(f"no photo in {table} has a position")
     lat, lon = np.array(places, float).T
     return lat, lon
+
+
+def trusted_position(row: dict) -> tuple[float, float] | None:
+    """Latitude and longitude of a row; None where a cell is none, doubted or an estimate."""
+    if set(str(row["warnings"] or "").split(";")) & set(DOUBTED_POSITION):
+        return None
+    if row.get("gps_source") == "estimate":
+        return None
+    try:
+        lat, lon = float(row["gps_latitude"]), float(row["gps_longitude"])
+    except (TypeError, ValueError, OverflowError):  # null, or whatever a hand wrote
+        return None
+    return (lat, lon) if abs(lat) <= 90 and abs(lon) <= 180 else None
 
 
 def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) -> None:
@@ -473,22 +521,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder with exif_data.json")
     parser.add_argument("--bandwidth-km", default=BANDWIDTH_KM, type=float, help="kernel width")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.bandwidth_km is not None and not 0 < args.bandwidth_km < 20_000:
+        stop("--bandwidth-km must lie between 0 and 20000")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    data_dir = Path(args.data_dir)
+    with one_line_for_files():
+        draw_maps(Path(args.data_dir), args.bandwidth_km)
+    return 0
+
+
+def draw_maps(data_dir: Path, bandwidth_km: float | None) -> None:
+    """Write both maps of the table's positions, by a kernel of the usual width if none is given."""
     lat, lon = read_positions(data_dir)
     middle_lon = geographic_median(lat, lon)[1]  # the map's seam lies opposite, not at ±180°
     lon = middle_lon + (lon - middle_lon + 180) % 360 - 180
     extent_km = distance_km(lat.min(), lon.min(), lat.max(), lon.max())
-    bandwidth_km = args.bandwidth_km or max(float(extent_km) / 20, 0.001)
+    bandwidth_km = bandwidth_km or max(float(extent_km) / 20, 0.001)
     draw_map(lat, lon, bandwidth_km, data_dir / "density.png")
     draw_heat_map(lat, lon, data_dir / "density.html")
     print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

@@ -34,6 +34,9 @@ import numpy as np
 from density import (
     file_sha256,
     next_command,
+    one_line_for_files,
+    ready_to_write,
+    run_script,
     spread_order,
     stop,
     sweep_temporaries,
@@ -43,6 +46,7 @@ from geophoto.depth_maps import (
     depth_file,
     draw_depth,
     is_finished,
+    name_fits,
     read_depth_model,
     repair_depth,
     save_contact_sheet,
@@ -130,6 +134,8 @@ def plan_jobs(
             max_side = math.ceil(options.input_size * sides[1] / sides[0])
         if row.status == "unreadable":
             outcomes[row.filename] = ("skipped", "unreadable according to the table")
+        elif not name_fits(data_dir, row.filename):
+            outcomes[row.filename] = ("skipped", "too long a name: none is left for its map")
         elif redo or not is_finished(path, photo):
             jobs.append(Job(row.filename, photo, max_side))
         elif options.write_png and (redraw or not path.with_suffix(".png").exists()):
@@ -177,7 +183,8 @@ def write_job(
 
 def failure(error: Exception) -> tuple[str, str]:
     """The outcome of a photo that met `error`; a full disk ends the run."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
+    if isinstance(error, OSError) and error.errno in full:
         stop(f"no space left on the disk for the depth maps ({error})")
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 
@@ -331,6 +338,8 @@ def generate_depth_maps(
     redo = "--overwrite" if overwrite else why_redo(old, options, data_dir)
     redraw = write_png and any(old.get(k) != getattr(options, k) for k in PICTURE_SETTINGS)
     jobs, outcomes = plan_jobs(table, data_dir, image_dir, options, bool(redo), redraw)
+    if jobs and rank == 0:
+        ready_to_write(data_dir / "depths")
     network, sidecar, network_s = None, old, 0.0
     if any(not job.draw_only for job in jobs):
         device = pick_device(device)
@@ -452,8 +461,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the depth maps; returns the exit code."""
-    return generate_depth_maps(**vars(parse_args(argv)))
+    args = parse_args(argv)
+    with one_line_for_files():
+        return generate_depth_maps(**vars(args))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

@@ -11,6 +11,7 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
 
 import argparse
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,30 +64,32 @@ def evaluate(
     from geophoto.checkpoints import read_checkpoint  # torch takes seconds to load
     from geophoto.predictions import held_out_answers
 
-    density.sweep_temporaries(output_dir)
-    table = read_table(data_dir)
-    photos = photos_of(table, image_dir)
-    models, checkpoints, metrics, rows = {}, {}, {}, []
-    for name in TITLES:
-        path = checkpoint_dir / f"best_gps_model_{name}.pth"
-        if path.is_file():
-            checkpoints[name] = checkpoint = read_checkpoint(path, print)
-            if checkpoint["table_sha256"] != density.file_sha256(data_dir / "exif_data.json"):
-                print(f"note: exif_data.json has changed since {path.name} was trained")
-            found, held = held_out_answers(checkpoint, photos, data_dir, precision, tqdm)
-            groups = groups_of(checkpoint, held.names)
-            models[name] = (found, held, groups)
-            metrics[name] = head_metrics(found, held, groups, draws, seed)
-            rows += prediction_rows(name, found, held, groups)
-    if not models:
+    found_models = [name for name in TITLES if model_file(checkpoint_dir, name).is_file()]
+    if not found_models:
         density.stop(
             f"no best_gps_model_rgb.pth or _depth.pth in {checkpoint_dir}: "
             "run python gps_orientation_trainer.py first"
         )
+    table = read_table(data_dir)
+    density.ready_to_write(output_dir)
+    density.sweep_temporaries(output_dir)
+    photos = photos_of(table, image_dir)
+    table_sha256 = density.file_sha256(data_dir / "exif_data.json")
+    models, checkpoints, metrics, rows = {}, {}, {}, []
+    for name in found_models:
+        path = model_file(checkpoint_dir, name)
+        checkpoints[name] = checkpoint = read_checkpoint(path, print)
+        if checkpoint["table_sha256"] != table_sha256:
+            print(f"note: exif_data.json has changed since {path.name} was trained")
+        found, held = held_out_answers(checkpoint, photos, data_dir, precision, tqdm, print)
+        groups = groups_of(checkpoint, held.names)
+        if not len(held):
+            density.stop(f"{data_dir / 'exif_data.json'} holds no photo that {path} was tested on")
+        models[name] = (found, held, groups)
+        metrics[name] = head_metrics(found, held, groups, draws, seed)
+        rows += prediction_rows(name, found, held, groups)
     difference = compare(models, draws, seed) if len(models) == 2 else {}
     account(table, models)
-    figures = draw_figures(models, metrics, image_dir, output_dir)
-    about = describe(checkpoints, models, draws)
     split = next(iter(checkpoints.values()))["split"]
     kept = {k: split[k] for k in ("kind", "radius_km", "group_count", "largest_group")}
     settings = {name: checkpoint["settings"] for name, checkpoint in checkpoints.items()}
@@ -95,13 +98,18 @@ def evaluate(
         json.dump(content, file, indent=1, ensure_ascii=False)
     write_rows(output_dir / "predictions.csv", rows)
     write_geojson(output_dir / "predictions.geojson", rows)
-    sentences = findings(metrics, difference)
+    sentences, about = findings(metrics, difference), describe(checkpoints, models, draws)
+    figures = draw_figures(models, metrics, image_dir, output_dir)
     write_report(output_dir / "report.html", metrics, sentences, figures, about)
     print_table(table_rows(metrics))
     for line in sentences:
         print(line)
     print(f"wrote {output_dir}/metrics.json, predictions.csv, predictions.geojson and plots")
     print(f"report: {(output_dir / 'report.html').resolve()}")
+
+
+def model_file(checkpoint_dir: Path, name: str) -> Path:
+    return checkpoint_dir / f"best_gps_model_{name}.pth"
 
 
 def draw_figures(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> list[tuple]:
@@ -256,11 +264,13 @@ def predict_unknown(
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor
 
-    files = list_photos(paths)
+    files = list_photos(paths, print)
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", print)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
+    density.ready_to_write(output_dir)
     rows, failures = [], 0
-    for name, file in files.items():
+    for spelled, file in files.items():
+        name = os.fsencode(spelled).decode(errors="backslashreplace")  # no CSV holds other bytes
         try:
             row, turned = predictor.answer(name, file)
         except (OSError, ValueError) as error:
@@ -309,11 +319,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
     add("--photos", nargs="+", metavar="PATH", help="predict these photos or folders instead")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.bootstrap < 1 or not 0 <= args.seed < 2**31:
+        density.stop("--bootstrap must be at least 1, --seed at least 0")
+    if not 0 <= args.turn_certainty <= 1:
+        density.stop("--turn-certainty must lie between 0 and 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    with density.one_line_for_files():
+        return answer(args)
+
+
+def answer(args: argparse.Namespace) -> int:
+    """Predict the photos that are named, else evaluate the models; returns the exit code."""
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
@@ -329,4 +350,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

@@ -21,7 +21,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from density import EARTH_RADIUS_KM, next_command, stop, sweep_temporaries, write_atomically
+from density import (
+    EARTH_RADIUS_KM,
+    next_command,
+    one_line_for_files,
+    run_script,
+    stop,
+    sweep_temporaries,
+    write_atomically,
+)
 from geophoto.clocks import zone_offset
 from geophoto.labels import finish_row
 from geophoto.orientations import ORIENTATION_CLASSES
@@ -156,8 +164,6 @@ def extract(
     if any(data_dir.glob(".exif_data*.tmp")):  # a killed run's; the search below it takes long
         sweep_temporaries(data_dir)
     found = scan(image_dir)
-    for folder in found.unread:
-        print(f"exif_extractor: folder not read: {folder}", file=sys.stderr)
     settings = {"format": TABLE_FORMAT, "round_km": round_km, "image_dir": str(image_dir.resolve())}
     memory = Memory(data_dir, settings)
     if overwrite:
@@ -168,12 +174,7 @@ def extract(
     else:
         result = _rebuild(found, memory, round_km, workers)
         memory.keep(result)
-    lines = [*result["lines"]]
-    if found.raw:
-        first = ", ".join(found.raw[:20]) + " …" * (len(found.raw) > 20)
-        lines.append(f"  RAW, not supported: {len(found.raw)}: {first}")
-    lines += [f"  left out, name equal to another's after NFC: {n!r}" for n in found.collisions]
-    return result | {"lines": lines}
+    return result | {"lines": [*result["lines"], *(f"  {line}" for line in found.left_out())]}
 
 
 def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> dict:
@@ -258,12 +259,19 @@ def report(result: dict, data_dir: Path, image_dir: Path, geojson: bool) -> None
     print(next_command("depth_map_generator", data_dir, image_dir))
 
 
+NOTES = """\
+A photo is read again when its size, its time or its inode change time is another than last time. On
+file systems without the last (FAT, exFAT, and on Windows) an edit that keeps size and time goes
+unseen: --overwrite reads everything again.
+
+Exit codes: 0 done (unreadable photos keep their row and are named), 1 done, but with --strict some
+photos were unreadable, 2 you must change something."""
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done (unreadable photos keep their row and are named), "
-        "1 done, but with --strict some photos were unreadable, 2 you must change something.",
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTES
+    )
     parser.add_argument(
         "--data-dir", default=DATA_DIR, help=f"where the table is written ({DATA_DIR})"
     )
@@ -292,13 +300,11 @@ def main(argv: list[str] | None = None) -> int:
         stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
     if args.workers < 1 or not 0 <= args.round_km < 1000:
         stop("--workers must be at least 1, --round-km between 0 and 1000")
-    result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
-    report(result, data_dir, image_dir, args.geojson)
+    with one_line_for_files():
+        result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
+        report(result, data_dir, image_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("exif_extractor: interrupted; the same command goes on from here")
+    run_script(main)

@@ -11,6 +11,8 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
 """
 
 import argparse
+import itertools
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +25,7 @@ import density
 from density import file_sha256, next_command
 from geophoto import checkpoints, features, finetune, frozen
 from geophoto.baselines import mean_figures
-from geophoto.depth_maps import depth_file, read_depth_model
+from geophoto.depth_maps import read_depth_model, without_map
 from geophoto.devices import Precision, processes, rank, together
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
@@ -50,20 +52,7 @@ PRECISION = "auto"  # auto, fp32, bf16 or fp16 (fp16 with GradScaler, CUDA only)
 SEED = 0  # of folds, initial weights and batches
 # ------------------------------------------------------------------------
 
-
-# ---------------------------------------------------------------- photos and their labels
-
-
-# ---------------------------------------------------------------- split
-
-
-# ---------------------------------------------------------------- network
-
-
-# ---------------------------------------------------------------- pretrained weights
-
-
-# ---------------------------------------------------------------- images and frozen features
+MOST_NAMED = 100  # photos left out that are named on the screen
 
 # ---------------------------------------------------------------- the run
 
@@ -82,14 +71,8 @@ def train_models(
     """Train the models asked for, one after the other, and copy the better one."""
     for folder in (checkpoint_dir, data_dir / "cache") if rank() == 0 else ():
         density.sweep_temporaries(folder)
-    photos, left_out = read_photos(data_dir, image_dir)
     wanted = ("rgb", "depth") if inputs == "both" else (inputs,)
-    if "depth" in wanted:
-        options["depth_model"] = read_depth_model(data_dir)
-        mapped = find_depth_maps(photos, data_dir, options["depth_model"])
-        left_out["no depth map"] = len(photos) - len(mapped)
-        photos = photos.take(mapped)
-    describe_photos(photos, left_out)
+    photos, unmapped = choose_photos(data_dir, image_dir, "depth" in wanted, options)
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
@@ -106,6 +89,8 @@ def train_models(
             continue
         if overwrite:
             (checkpoint_dir / f"last_{name}.pth").unlink(missing_ok=True)
+        if rank() == 0:
+            density.ready_to_write(checkpoint_dir, data_dir / "cache")
         if processes() > 1:
             torch.distributed.barrier()  # none may find what another has just removed
         checkpoint = train(photos, name, network, paths, precision, options, identity)
@@ -118,6 +103,7 @@ def train_models(
             "table_sha256": table_sha256,
             **checkpoint,
         }
+        content["split"]["left_out"] = unmapped | content["split"].get("left_out", {})
         if rank() == 0:
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
@@ -128,15 +114,37 @@ def train_models(
     print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
 
 
-def find_depth_maps(photos: Photos, data_dir: Path, about: dict) -> np.ndarray:
-    """Rows of the photos that have a depth map; the run ends where too many have none."""
-    mapped = np.array([depth_file(data_dir, name).is_file() for name in photos.names], bool)
-    if mapped.sum() < 0.95 * len(photos) or "sha256" not in about:
+def choose_photos(
+    data_dir: Path, image_dir: Path, with_depth: bool, options: dict
+) -> tuple[Photos, dict[str, str]]:
+    """The photos to train on, told in numbers, and the names of those without a depth map."""
+    photos, left_out = read_photos(data_dir, image_dir)
+    unmapped: dict[str, str] = {}
+    if with_depth:
+        options["depth_model"] = read_depth_model(data_dir)
+        photos, unmapped = leave_unmapped_out(photos, data_dir, options["depth_model"], image_dir)
+        left_out["no depth map"] = len(unmapped)
+    describe_photos(photos, left_out)
+    name_left_out(unmapped)
+    return photos, unmapped
+
+
+def leave_unmapped_out(
+    photos: Photos, data_dir: Path, about: dict, image_dir: Path
+) -> tuple[Photos, dict[str, str]]:
+    """The photos that have a depth map, and the names of the others with reasons; the run ends
+    where they are most of them."""
+    unmapped = without_map(photos.names, data_dir)
+    command = next_command("depth_map_generator", data_dir, image_dir).removeprefix("next: ")
+    if not unmapped and len(photos) and "sha256" not in about:
+        density.stop(f"no readable depth_model.json says what made the depth maps: run {command}")
+    if 2 * len(unmapped) > len(photos) or "sha256" not in about:
         density.stop(
-            f"{(~mapped).sum()} of {len(photos)} photos have no depth map in "
-            f"{data_dir / 'depths'}: run python depth_map_generator.py, or use --inputs rgb"
+            f"{len(unmapped)} of {len(photos)} photos have no depth map in "
+            f"{data_dir / 'depths'}: run {command}, or use --inputs rgb"
         )
-    return np.flatnonzero(mapped)
+    kept = [i for i, name in enumerate(photos.names) if name not in unmapped]
+    return photos.take(np.array(kept, int)), unmapped
 
 
 def train_frozen(
@@ -147,8 +155,7 @@ def train_frozen(
     data, failed = features.frozen_features(
         photos, inputs, network, paths["data"], precision, options, bar
     )
-    for name, reason in failed.items():
-        print(f"left out: {name}: {reason}")
+    name_left_out(failed)
     photos = data.photos
     fold_of, split = split_photos(photos, options["split"], options["folds"], options["seed"])
     describe_split(split, options["folds"])
@@ -251,6 +258,14 @@ def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
         print(f"warning: below {FEW_PHOTOS} photos every figure has a wide interval")
 
 
+def name_left_out(reasons: dict[str, str]) -> None:
+    """Print the first photos that are left out, each with the reason; the checkpoint has all."""
+    for name, reason in itertools.islice(reasons.items(), MOST_NAMED):
+        print(f"left out: {name}: {reason}")
+    if len(reasons) > MOST_NAMED:
+        print(f"… and {len(reasons) - MOST_NAMED} more: see left_out in best_gps_model_*.json")
+
+
 def describe_split(split: dict, folds: int) -> None:
     radius = split["radius_km"]
     near = f"within {radius * 1000:g} m or one burst" if radius else "in one burst"
@@ -321,23 +336,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--compile", action=yes_no, default=False, help="torch.compile: slow start, faster steps")
     add("--cache-gb", default=8.0, type=float, help="disk for photos decoded to training size")
     args = parser.parse_args(argv)
-    for name in (
-        "image_size", "frozen_image_size", "epochs", "batch_size", "patience", "micro_batch",
-    ):  # fmt: skip
+    least = dict.fromkeys(
+        ("image_size", "frozen_image_size", "epochs", "batch_size", "patience", "micro_batch"), 1
+    )
+    least |= {"folds": 3, "seed": 0, "freeze_stages": 0}  # folds: to test, to validate, to train
+    for name, lowest in least.items():
         value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1")
-    if args.freeze_stages < 0 or not 0 <= args.ema_decay < 1:
-        parser.error("--freeze-stages must not be negative and --ema-decay in 0 ≤ d < 1")
-    if args.folds is not None and args.folds < 3:
-        parser.error("--folds must be at least 3: one to test, one to validate, one to train")
+        if value is not None and not lowest <= value < 2**31:
+            density.stop(f"--{name.replace('_', '-')} must be at least {lowest}")
+    for name in ("learning_rate", "weight_decay", "head_rate", "cache_gb"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            density.stop(f"--{name.replace('_', '-')} must be a number from 0 on")
+    if not 0 <= args.ema_decay < 1:
+        density.stop("--ema-decay must lie in 0 ≤ d < 1")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     data_dir = Path(args.data_dir)
-    with together():
+    with density.one_line_for_files(), together():
         precision = Precision(args.precision)
         train_models(
             data_dir,
@@ -385,4 +404,4 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

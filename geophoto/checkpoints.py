@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +80,7 @@ def resume_from(path: Path, identity: str, say: Callable[[str], None] = silent) 
     except Exception as error:  # a damaged file: torch raises many kinds, all mean start again
         say(f"{path} cannot be read ({type(error).__name__}): starting from the beginning")
         return None
-    if state.get("identity") != identity:
+    if not isinstance(state, dict) or state.get("identity") != identity:
         say(f"{path} belongs to other photos or settings: starting from the beginning")
         return None
     if "folds" in state:
@@ -88,14 +89,24 @@ def resume_from(path: Path, identity: str, say: Callable[[str], None] = silent) 
     return state
 
 
+def read_twin(path: Path) -> dict:
+    """What the .json twin of a checkpoint says; empty when there is none or it is damaged."""
+    try:
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
 def read_checkpoint(path: Path, say: Callable[[str], None] = silent) -> dict:
     """Read a checkpoint written here; the run ends when it is missing, damaged or foreign."""
     if not path.is_file():
         density.stop(f"no checkpoint {path}: run python gps_orientation_trainer.py first")
-    twin = path.with_suffix(".json")
-    if not twin.is_file():
-        say(f"{twin} is missing: {path.name} is read without checking its sha256")
-    elif json.loads(twin.read_text(encoding="utf-8")).get("sha256") != file_sha256(path):
+    twin, about = path.with_suffix(".json"), read_twin(path)
+    if "sha256" not in about:
+        damage = "cannot be read" if twin.is_file() else "is missing"
+        say(f"{twin} {damage}: {path.name} is read without checking its sha256")
+    elif about["sha256"] != file_sha256(path):
         density.stop(f"{path} is damaged: its sha256 differs from the one in {twin.name}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -121,16 +132,13 @@ def rebuild(checkpoint: dict) -> tuple[GPSPredictionNet, Normalisation, Posterio
 def finished_score(path: Path, identity: str, epochs: int) -> float | None:
     """Validation score of a checkpoint that this very run would write again, else None; one that
     was fine-tuned for fewer epochs is not finished."""
-    twin = path.with_suffix(".json")
-    if not (path.is_file() and twin.is_file()):
-        return None
+    about = read_twin(path)
     try:
-        about = json.loads(twin.read_text(encoding="utf-8"))
-    except ValueError:
+        same = about["settings"]["identity"] == identity and about["settings"]["epochs"] >= epochs
+        score = float(about["metrics"]["score"])
+    except (KeyError, TypeError, ValueError):  # no twin, or one that another hand wrote
         return None
-    settings = about.get("settings", {})
-    same = settings.get("identity") == identity and settings.get("epochs", 0) >= epochs
-    return about["metrics"]["score"] if same and about.get("sha256") == file_sha256(path) else None
+    return score if same and path.is_file() and about.get("sha256") == file_sha256(path) else None
 
 
 def run_identity(photos: Photos, table_sha256: str, name: str, backbone: str, options) -> str:
@@ -161,7 +169,10 @@ def write_metrics(checkpoint_dir: Path, inputs: str, rows: list[dict]) -> None:
     columns += ["median_km", "mean_minutes", "mean_m", "turn_accuracy", "score", "seconds"]
     kept = []
     if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
+        with (
+            suppress(csv.Error),
+            open(path, newline="", encoding="utf-8", errors="replace") as file,
+        ):
             kept = [row for row in csv.DictReader(file) if row.get("inputs") != inputs]
     with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")

@@ -20,7 +20,7 @@ STALE_MINUTES = 15  # a GPS fix this old still tells the zone (they differ by 15
 EXACT_MINUTES = 2  # a fresh GPS fix is this near to the camera's clock, offset apart
 ELSEWHERE_MINUTES = 30  # a clock this far from that of the photo's own place is another place's
 LEAST_OFFSET, LARGEST_OFFSET = -720, 840  # minutes east of UTC in use on Earth
-FIRST_YEAR = 1826  # Niépce's view from his window
+FIRST_YEAR = 1826  # of the oldest photograph that is left, Niépce's view from his window
 
 # ---------------------------------------------------------------- dates
 

@@ -5,8 +5,10 @@ In: a table name or a map. Out: inverse depth float32 (h, w), PIL pictures.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,24 +28,60 @@ def depth_file(data_dir: str | Path, filename: str) -> Path:
     return Path(data_dir) / "depths" / f"{filename}.npy"
 
 
+SIDECAR_TEXTS = ("model", "file", "sha256", "kind", "precision")  # of depth_model.json
+
+
 def read_depth_model(data_dir: str | Path) -> dict:
-    """The sidecar depths/depth_model.json; empty when there is none or it is damaged."""
+    """The sidecar depths/depth_model.json; empty when there is none or it is damaged, without the
+    entries that should be texts and are none."""
     try:
         sidecar = json.loads((Path(data_dir) / "depths" / "depth_model.json").read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return sidecar if isinstance(sidecar, dict) else {}
+    if not isinstance(sidecar, dict):
+        return {}
+    return {k: v for k, v in sidecar.items() if k not in SIDECAR_TEXTS or isinstance(v, str)}
 
 
 def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
     """Inverse depth (larger = nearer) as float32 (h, w), resized to `size` = (height, width).
 
-    Metres are inverted: the depth_model.json of the depths/ above the map says what it holds.
+    Metres are inverted: the depth_model.json of the depths/ above the map says what it holds. A
+    file that holds no map raises ValueError or OSError.
     """
-    depth = np.load(path, allow_pickle=False)
+    try:
+        depth = np.load(path, allow_pickle=False)
+    except EOFError:
+        raise ValueError(f"{path} is an empty file, no depth map") from None
+    if not is_map(depth) or not np.isfinite(depth).all():
+        raise ValueError(f"{path} holds no depth map")
     sidecars = (read_depth_model(up.parent) for up in Path(path).parents if up.name == "depths")
     depth = to_inverse(depth, next(filter(None, sidecars), {}).get("kind", "inverse depth"))
     return depth if size is None or size == depth.shape else resize_depth(depth, size)
+
+
+def is_map(depth: object) -> bool:
+    """Whether np.load found an array of depths (h, w) that has pixels."""
+    if not isinstance(depth, np.ndarray):  # an archive of several
+        return False
+    return depth.ndim == 2 and depth.dtype.kind == "f" and depth.size > 0
+
+
+def name_fits(data_dir: Path, filename: str) -> bool:
+    """Whether a map of that photo can have a name: most file systems stop at 255 bytes of it."""
+    path = depth_file(data_dir, filename)
+    for place in (path, data_dir / path.name):  # too long as a whole, or in its last part
+        try:
+            os.lstat(place)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+    return True
+
+
+def without_map(names: list[str], data_dir: Path) -> dict[str, str]:
+    """Those of the photos that have no depth map, each with the reason."""
+    return {n: "no depth map" for n in names if not os.path.isfile(depth_file(data_dir, n))}
 
 
 def is_finished(path: Path, photo: Path) -> bool:
@@ -54,7 +92,7 @@ def is_finished(path: Path, photo: Path) -> bool:
         depth = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return False
-    return depth.ndim == 2 and depth.dtype == np.float16
+    return is_map(depth) and depth.dtype == np.float16
 
 
 def repair_depth(depth: np.ndarray, kind: str) -> tuple[np.ndarray, str]:
@@ -116,7 +154,10 @@ def draw_pair(data_dir: Path, image_dir: Path, filename: str, side: int):
     """PIL thumbnails of photo and depth side by side, each within side × side px, with the name."""
     from PIL import Image, ImageDraw
 
-    depth = draw_depth(load_depth_map(depth_file(data_dir, filename))).convert("RGB")
+    try:
+        depth = draw_depth(load_depth_map(depth_file(data_dir, filename))).convert("RGB")
+    except (OSError, ValueError):  # cut short by something else
+        depth = Image.new("RGB", (side, side), "lightgrey")
     try:
         photo = open_upright(photo_file(image_dir, filename), max_side=2 * side)
     except (OSError, ValueError):  # gone since its map was made
@@ -136,7 +177,7 @@ def save_contact_sheet(data_dir: Path, image_dir: Path, filenames: list[str]) ->
     """
     from PIL import Image
 
-    done = [name for name in filenames if depth_file(data_dir, name).exists()]
+    done = [name for name in filenames if os.path.isfile(depth_file(data_dir, name))]
     done = done[:: max(1, math.ceil(len(done) / CONTACT_SHEET_PAIRS))]
     if not done:
         return None

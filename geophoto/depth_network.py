@@ -186,6 +186,10 @@ def pick_device(device: str) -> str:
     import torch
 
     if device != "auto":
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # no such device, or torch without it
+            stop(f"--device {device} cannot be used: {str(error).splitlines()[0]}")
         return device
     if torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"

@@ -165,7 +165,7 @@ def predict_photos(
         keys = set().union(*every)
         found = {key: [x for part in every for x in part.get(key, [])] for key in keys}
     if not found:
-        raise ValueError("none of the photos could be read")
+        density.stop(f"none of the {len(rows)} {title} could be read")
     found = {k: np.concatenate(v) for k, v in found.items()}
     order = np.argsort(found["rows"])
     return {k: v[order] for k, v in found.items()}

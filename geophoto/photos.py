@@ -6,14 +6,19 @@ In: the table. Out: Photos, arrays of length N; fold numbers (N,).
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import density
+from geophoto.clocks import is_doubtful
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.pictures import photo_file
+from geophoto.positions import ALTITUDES
 from geophoto.table import read_table
 
 if TYPE_CHECKING:
@@ -54,33 +59,35 @@ class Photos:
 
 
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
-    """Every row of the table with its labels: the time is that of the place, where it is known; a
-    position or altitude that the extractor doubts, or this tool estimated, is none."""
-    import pandas as pd
+    """Every row of the table with its labels; the time is that of the place, where it is known.
 
+    A position or altitude that the extractor doubts or this tool estimated is none, nor is a date
+    before the first photograph or after next year.
+    """
     warned = table["warnings"].fillna("").str.split(";")
     distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
     estimated = table["gps_source"] == "estimate"
     distrust |= estimated
     unlikely = warned.map(lambda codes: "altitude_doubtful" in codes) | estimated
-    local = pd.to_datetime(table["datetime"], errors="coerce", format="ISO8601")
-    utc = pd.to_datetime(table["datetime_utc"], errors="coerce", format="ISO8601", utc=True)
-    utc = utc.dt.tz_localize(None).fillna(local)
-    there = pd.to_datetime(table["datetime_at_place"], errors="coerce", format="ISO8601")
-    shown = there.fillna(local)
+    unlikely |= ~table["gps_altitude"].between(*ALTITUDES)
+    local = [read_moment(text) for text in table["datetime"]]
+    utc = [read_moment(text, in_utc=True) for text in table["datetime_utc"]]
+    there = [read_moment(text) for text in table["datetime_at_place"]]
+    clocks = [at_place or here for at_place, here in zip(there, local, strict=True)]
+    instants = [universal or here for universal, here in zip(utc, local, strict=True)]
     tagged = table["orientation"].where(table["orientation_tag"].notna())
     files = [photo_file(image_dir, name) for name in table["filename"]]
     return Photos(
         names=list(table["filename"]),
         lat=table["gps_latitude"].where(~distrust).to_numpy(float),
         lon=table["gps_longitude"].where(~distrust).to_numpy(float),
-        minutes=((shown - shown.dt.normalize()).dt.total_seconds() / 60).to_numpy(float),
+        minutes=np.array([minutes_of_day(moment) for moment in clocks], float),
         altitude=table["gps_altitude"].where(~unlikely).to_numpy(float),
         sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
         .fillna(-1)
         .to_numpy(int),
-        seconds=((utc - pd.Timestamp(0)).dt.total_seconds()).to_numpy(float),
+        seconds=np.array([seconds_since_1970(moment) for moment in instants], float),
         camera=(table["camera_make"].fillna("") + " " + table["camera_model"].fillna("")).to_numpy(
             str
         ),
@@ -88,12 +95,40 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
     )
 
 
+def read_moment(text: str | None, in_utc: bool = False) -> datetime | None:
+    """The wall clock of an ISO 8601 date with time of day, or that of UTC by the offset it carries;
+    None for any other text and for years in which nobody took photos.
+
+    One by one in plain datetime: pandas holds the years 1678 to 2261 only, and any other ends it.
+    """
+    if text is None or ":" not in text:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if is_doubtful(moment):
+        return None
+    return (moment.astimezone(UTC) if in_utc and moment.tzinfo else moment).replace(tzinfo=None)
+
+
+def minutes_of_day(moment: datetime | None) -> float:
+    if moment is None:
+        return math.nan
+    seconds = 3600 * moment.hour + 60 * moment.minute + moment.second
+    return (seconds + moment.microsecond / 1e6) / 60
+
+
+def seconds_since_1970(moment: datetime | None) -> float:
+    return math.nan if moment is None else (moment - datetime(1970, 1, 1)).total_seconds()
+
+
 def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]]:
     """Read the table; returns the photos with at least one label and the counts of the rest."""
     table = read_table(data_dir)
     every = photos_of(table, image_dir)
     readable = (table["status"] != "unreadable").to_numpy()
-    present = np.array([file.is_file() for file in every.files], bool)
+    present = np.array([os.path.isfile(file) for file in every.files], bool)  # raises nowhere
     labelled = (
         every.placed
         | np.isfinite(every.minutes)
@@ -105,7 +140,15 @@ def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]
         "file is gone": int((readable & ~present).sum()),
         "no label": int((readable & present & ~labelled).sum()),
     }
+    if unusable := unusable_cells(table):
+        left_out["unusable cells of the table"] = unusable
     return every.take(np.flatnonzero(readable & present & labelled)), left_out
+
+
+def unusable_cells(table: pd.DataFrame) -> int:
+    """How many cells of the table hold something, and yet no label: read_table's, and dates."""
+    dates = [*table["datetime"].dropna(), *table["datetime_at_place"].dropna()]
+    return sum(table.attrs["unusable"].values()) + sum(read_moment(t) is None for t in dates)
 
 
 # ---------------------------------------------------------------- split

@@ -6,6 +6,8 @@ In: answers, Photos, metrics. Out: PNG files.
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,10 +145,15 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
     name, (found, photos, _) = next(iter(models.items()))
     km = answer_errors(found["answers"], photos)["gps"]
     order = [i for i in np.argsort(km) if np.isfinite(km[i])]
-    order = [i for i in order if photo_file(image_dir, photos.names[i]).is_file()]
-    if not order:
+    order = [i for i in order if os.path.isfile(photo_file(image_dir, photos.names[i]))]
+    wanted = np.linspace(0, 1, min(8, len(order))) * (len(order) - 1)
+    shown = {order[round(q)]: None for q in wanted}
+    for i in shown:
+        with suppress(OSError, ValueError):  # what lies there is no photo any more
+            shown[i] = np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480))
+    chosen = [i for i, pixels in shown.items() if pixels is not None]
+    if not chosen:
         return None
-    chosen = [order[round(q * (len(order) - 1))] for q in np.linspace(0, 1, min(8, len(order)))]
     figure, axes = new_figure(len(chosen), 2.9, 2.9)
     figure.set_size_inches(11.6, 6.2)
     figure.clear()
@@ -154,7 +161,7 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
     for axis in axes:
         axis.axis("off")
     for axis, i in zip(axes, chosen, strict=False):
-        axis.imshow(np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480)))
+        axis.imshow(shown[i])
         answers = found["answers"]
         lines = [f"{distance_label(km[i])} off (±{distance_label(answers['radius90_km'][i])})"]
         if photos.minutes[i] == photos.minutes[i]:

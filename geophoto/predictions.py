@@ -34,13 +34,14 @@ from geophoto.records import clock, tidy
 
 
 def held_out_answers(
-    checkpoint: dict, photos, data_dir: Path, precision_name: str, bar: Callable
-) -> tuple[dict, object]:
+    checkpoint: dict, photos, data_dir: Path, precision_name: str, bar: Callable,
+    say: Callable[[str], None] = density.silent,
+) -> tuple[dict, object]:  # fmt: skip
     """Answers for exactly the photos held out in training, with both baselines.
 
     Cross-validated models bring them along; a fine-tuned network is run on its stored test
     photos. Returns ({"answers", "trivial", "knn_errors", "prior"}, the photos in the same order);
-    what is no longer in the table is left out.
+    what is no longer in the table is left out, and what can no longer be read is said.
     """
     row_of = {name: i for i, name in enumerate(photos.names)}
     split = checkpoint["split"]
@@ -59,7 +60,8 @@ def held_out_answers(
     precision = Precision(precision_name)
     network.to(precision.device)
     depth_dir = data_dir if checkpoint["model_config"]["use_depth"] else None
-    dataset = PhotoSet(photos, checkpoint["settings"]["image_size"], network, depth_dir)
+    size = checkpoint["settings"]["image_size"]
+    dataset = PhotoSet(photos, size, network, depth_dir, say=say)
 
     def predict(name: str) -> dict:
         asked = rows[part == name]

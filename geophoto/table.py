@@ -9,7 +9,9 @@ import contextlib
 import csv
 import heapq
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from density import stop, write_atomically
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 COLUMNS = (
@@ -30,6 +33,7 @@ COLUMNS = (
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
                 "gps_source", "datetime_at_place", "orientation", "camera_make", "camera_model",
                 "lens_model", "file_mtime")  # fmt: skip
+LIMITS = {"gps_latitude": (-90, 90), "gps_longitude": (-180, 180), "sun_elevation_deg": (-90, 90)}
 TABLE_FORMAT = 4  # raised when the same bytes would give other rows: old rows are then read again
 
 # ---------------------------------------------------------------- write
@@ -106,31 +110,84 @@ def read_records(path: Path) -> Iterator[dict]:
 def read_table(data_dir: str | Path, image_dir: str | Path | None = None) -> pd.DataFrame:
     """Read exif_data.json with exactly COLUMNS: numbers as float64 (NaN), texts as object (None).
 
-    Without a usable table the run ends with exit code 2 and says what to run.
+    Without a usable table the run ends with exit code 2 and says what to run. No row ends it: cells
+    that cannot be what their column says (a word for a number, a latitude of 999) are empty, rows
+    that name no file are left out, and `attrs["unusable"]` counts both by column.
     """
+    import numpy as np
     import pandas as pd
 
     path = Path(data_dir, "exif_data.json")
     again = f"python exif_extractor.py --data-dir {data_dir}" + (
         f" --image-dir {image_dir}" if image_dir else ""
     )
-    columns: dict[str, list] = {column: [] for column in COLUMNS}
+    cells: dict[str, list] = {column: [] for column in COLUMNS}
+    unusable: Counter[str] = Counter()
     try:
         for record in read_records(path):
-            for column, values in columns.items():
+            if not is_name(record["filename"]):
+                unusable["filename"] += 1
+                continue
+            for column, values in cells.items():
                 values.append(record[column])
     except FileNotFoundError:
         stop(f"no table of photos: {path} does not exist; run: {again}")
     except KeyError as error:
         stop(f"{path} lacks the column {error}; run: {again} --overwrite")
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, OSError, RecursionError) as error:
         stop(f"{path} cannot be read ({error}); run: {again} --overwrite")
-    return pd.DataFrame(
-        {
-            column: pd.Series(values, dtype=object if column in TEXT_COLUMNS else "float64")
-            for column, values in columns.items()
-        }
-    )
+    columns: dict[str, Any] = {}
+    for column, values in cells.items():
+        if column in TEXT_COLUMNS:
+            found = pd.Series([v if isinstance(v, str) else None for v in values], dtype=object)
+            lost = found.isna().to_numpy()
+        else:
+            found = to_numbers(values)
+            low, high = LIMITS.get(column, (-math.inf, math.inf))
+            found[(found < low) | (found > high)] = math.nan
+            lost = np.isnan(found)
+        if lost.any():
+            lost = lost & [value is not None for value in values]
+            unusable[column] += int(lost.sum())
+        columns[column] = found
+    nowhere = np.isnan(columns["gps_latitude"]) | np.isnan(columns["gps_longitude"])
+    for column in ("gps_latitude", "gps_longitude"):
+        columns[column][nowhere] = math.nan  # half a position is none
+    table = pd.DataFrame(columns)
+    table.attrs["unusable"] = +unusable
+    return table
+
+
+def is_name(value: Any) -> bool:
+    """Whether a cell names a file below the photo folder; anything else could not be looked for."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        value.encode()  # lone surrogates are no characters
+    except UnicodeEncodeError:
+        return False
+    return not value.startswith("/") and ".." not in value.split("/")
+
+
+def to_numbers(values: list) -> np.ndarray:
+    """Cells of a column as float64 (N,); NaN for whatever is no finite number."""
+    import numpy as np
+
+    try:
+        found = np.array(values, float)
+    except (ValueError, TypeError, OverflowError):
+        found = np.zeros(0)
+    if found.shape != (len(values),):
+        found = np.array([to_number(value) for value in values], float)
+    found[~np.isfinite(found)] = np.nan
+    return found
+
+
+def to_number(value: Any) -> float:
+    try:
+        return float(value)
+    except (ValueError, TypeError, OverflowError):  # a word, a list, an integer of 400 digits
+        return math.nan
 
 
 # ---------------------------------------------------------------- known
@@ -218,7 +275,7 @@ class Memory:
         sources = [self._journal_rows(path) for path in self.journals()]
         if self.result():
             sources.append(self._table_rows())
-        known = heapq.merge(*sources, key=lambda pair: pair[0][0])
+        known = heapq.merge(*map(_sound, sources), key=lambda pair: pair[0][0])
         old = next(known, None)
         for name, paths in files:
             row: dict | None = None
@@ -231,13 +288,19 @@ class Memory:
             yield name, paths, row, stamp
 
     def _table_rows(self) -> Iterator[tuple[list, dict]]:
-        with (
-            contextlib.suppress(OSError, ValueError),
-            open(self.stamps, encoding="utf-8") as stamps,
-        ):
+        with open(self.stamps, encoding="utf-8") as stamps:
             yield from zip(map(json.loads, stamps), read_records(self.table), strict=True)
 
     def _journal_rows(self, path: Path) -> Iterator[tuple[list, dict]]:
-        with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as lines:
+        with open(path, encoding="utf-8") as lines:
             if json.loads(lines.readline()) == self.settings:
-                yield from map(json.loads, lines)  # the last one may be cut
+                yield from map(json.loads, lines)
+
+
+def _sound(pairs: Iterator[tuple[list, dict]]) -> Iterator[tuple[list, dict]]:
+    """Stamps and rows up to where a kill or a crash spoiled their file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        for stamp, row in pairs:
+            if stamp[0] != row["filename"]:
+                return
+            yield stamp, row

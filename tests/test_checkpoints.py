@@ -109,3 +109,46 @@ def test_missing_checkpoint_names_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         checkpoints.read_checkpoint(tmp_path / "x.pth")
     assert end.value.code == 2 and "gps_orientation_trainer.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "twin", [b"", b"[]", b"null", b'{"sha256"', b"\xff\xfe\x00", b"[" * 100_000, b"{}", None]
+)
+def test_a_twin_that_says_nothing_is_said_and_ends_nothing(trained, tmp_path, twin):
+    path = tmp_path / "best_gps_model_rgb.pth"
+    shutil.copy(trained.checkpoints / path.name, path)
+    if twin is not None:
+        path.with_suffix(".json").write_bytes(twin)
+    said: list[str] = []
+    assert checkpoints.read_checkpoint(path, said.append)["format"] == checkpoints.FORMAT
+    assert len(said) == 1 and path.with_suffix(".json").name in said[0]
+    assert checkpoints.finished_score(path, "identity", 1) is None
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"settings": None},
+        {"settings": {"identity": "i", "epochs": "many"}, "metrics": {"score": 1.0}},
+        {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": "good"}},
+        {"settings": {"identity": "i", "epochs": 5}, "metrics": []},
+        {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": 1.0}, "sha256": 7},
+    ],
+)
+def test_a_twin_of_another_hand_does_not_count_as_finished(tmp_path, about):
+    (tmp_path / "x.pth").write_bytes(b"x")
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    assert checkpoints.finished_score(tmp_path / "x.pth", "i", 5) is None
+    about = {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": 0.5}}
+    about["sha256"] = file_sha256(tmp_path / "x.pth")
+    (tmp_path / "x.json").write_text(json.dumps(about))
+    assert checkpoints.finished_score(tmp_path / "x.pth", "i", 5) == 0.5
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff\xfe\x00\x00", b"inputs,epoch\n\x00,1\n", b"a;b\n1"]
+)
+def test_old_metrics_of_another_hand_do_not_stop_new_ones(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    checkpoints.write_metrics(tmp_path, "rgb", [{"fold": 1, "epoch": 2}])
+    assert "rgb,1,,2" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")

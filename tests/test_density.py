@@ -1,16 +1,20 @@
 """Files and the globe: against analytic values, high precision, brute force and a kill."""
 
+import errno
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import mpmath
 import networkx
 import numpy as np
 import pytest
+import torch
 from conftest import REPOSITORY, quietly
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,6 +76,79 @@ def test_long_names_with_the_same_end_do_not_share_a_temporary(tmp_path):
         one.write(b"1")
         two.write(b"2")
     assert (first.read_bytes(), second.read_bytes()) == (b"1", b"2")
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_what_the_disk_refuses_names_the_file_and_keeps_the_old(tmp_path, monkeypatch, number):
+    path = tmp_path / "table.json"
+    path.write_bytes(b"old")
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError) as refused, density.write_atomically(path) as file:
+        file.write(b"new")
+    assert refused.value.filename == str(path) and refused.value.errno == number
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_too(tmp_path):
+    """torch turns the error of the file system into one of its own."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(OSError) as refused, density.write_atomically(tmp_path / "x") as file:
+            torch.save({"a": torch.zeros(2**20)}, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert refused.value.filename == str(tmp_path / "x") and not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_content_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, density.write_atomically(tmp_path / "x"):
+        (tmp_path / "not there").read_bytes()
+    assert error.value.filename == str(tmp_path / "not there")
+
+
+@pytest.mark.parametrize("kind", ["file in the way", "file above", "full", "no folder possible"])
+def test_a_folder_that_takes_nothing_ends_the_run_before_its_work(
+    tmp_path, monkeypatch, capsys, kind
+):
+    folder = tmp_path / "out"
+    if kind == "file in the way":
+        folder.write_bytes(b"")
+    elif kind == "file above":
+        folder.write_bytes(b"")
+        folder = folder / "deep" / "er"
+    elif kind == "full":
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    else:
+        folder = Path("/proc/none/out")
+    with pytest.raises(SystemExit) as end:
+        density.ready_to_write(folder)
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and str(folder) in error
+    monkeypatch.undo()
+    density.ready_to_write(tmp_path / "good" / "one")
+    assert not list((tmp_path / "good" / "one").iterdir())
+
+
+def test_map_of_a_folder_that_takes_nothing_is_one_line(tmp_path, monkeypatch):
+    row = {"gps_latitude": 46.0, "gps_longitude": 7.0, "warnings": None}
+    (tmp_path / "exif_data.json").write_text(json.dumps([row]), encoding="utf-8")
+    (tmp_path / "density.png").mkdir()
+    code, printed = quietly(density.main, "--data-dir", tmp_path)
+    assert code == 2 and printed.count("\n") == 1 and "density.png" in printed
+
+
+@pytest.mark.parametrize("width", ["0", "-1", "nan", "inf"])
+def test_a_kernel_without_width_is_refused(width):
+    code, printed = quietly(density.main, f"--bandwidth-km={width}")
+    assert code == 2 and printed.count("\n") == 1 and "--bandwidth-km" in printed
 
 
 KILLED_WRITER = """

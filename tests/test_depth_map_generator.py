@@ -222,6 +222,55 @@ def test_a_full_disk_ends_the_run_and_other_errors_do_not(
         assert "5 failed, 1 skipped" in capsys.readouterr().out
 
 
+LONG = ("x" * 247 + ".jpg", "x" * 248 + ".jpg", "y" * 250 + ".png", "山" * 83 + ".png",
+        "🏔" * 62 + ".jpg")  # fmt: skip
+
+
+def test_names_too_long_for_a_map_are_skipped_by_name(collection, tiny_pth, capsys):
+    """251 bytes still leave room for .npy; from 252 on there is none."""
+    for number, name in enumerate(LONG):
+        draw_photo(10 + number).save(collection / "images" / name)
+    assert exif_extractor.main(["--data-dir", str(collection)]) in (0, 1)
+    assert depth_map_generator.main(arguments(collection, tiny_pth)) == 0
+    out = capsys.readouterr().out
+    assert "11 photos in the table: 5 skipped, 6 written" in out
+    for name in LONG[1:]:
+        assert len(name.encode()) > 251 and f"skipped: {name}: too long a name" in out
+    assert depth_maps.depth_file(collection, LONG[0]).is_file()
+    assert list(depth_maps.without_map(list(LONG), collection)) == list(LONG[1:])
+    assert depth_map_generator.main(arguments(collection, tiny_pth, "--contact-sheet")) == 0
+
+
+@pytest.mark.parametrize("kind", ["file", "full", "read-only", "no quota"])
+def test_depths_that_take_nothing_end_the_run_before_its_work(
+    collection, tiny_pth, monkeypatch, capsys, kind
+):
+    numbers = {"full": errno.ENOSPC, "read-only": errno.EROFS, "no quota": errno.EDQUOT}
+    if kind == "file":
+        (collection / "depths").write_bytes(b"")
+    else:
+
+        def refuse(*arguments, **options):
+            raise OSError(numbers[kind], os.strerror(numbers[kind]))
+
+        monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(depth_map_generator, "load_network", pytest.fail)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        depth_map_generator.main(arguments(collection, tiny_pth))
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and str(collection / "depths") in error
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cpu:x", "", "xla"])
+def test_a_device_that_is_none_is_one_line(collection, tiny_pth, capsys, device):
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        depth_map_generator.main([*arguments(collection, tiny_pth), "--device", device])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and "--device" in error
+
+
 def test_no_table_and_bad_settings_stop_with_exit_2(tmp_path, tiny_pth, capsys):
     for argv in (arguments(tmp_path, tiny_pth), ["--workers", "0"]):
         with pytest.raises(SystemExit) as end:

@@ -85,3 +85,65 @@ def test_near_is_warm_in_pictures():
 def test_a_map_is_small(tiny_network):
     height, width = depth_network.tensor_size(3000, 4000, 518)
     assert height * width * 2 < 0.75e6  # bytes as float16; float32 at 12 megapixels: 48e6
+
+
+def write_no_map(path, kind: str) -> None:
+    """Something else where a map should lie."""
+    if kind == "nothing":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("version https://git-lfs.github.com/spec/v1\n")
+    elif kind == "archive":
+        np.savez(path.with_suffix(".npz"), a=np.ones((3, 4)))
+        path.with_suffix(".npz").rename(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        np.save(path, {
+            "no pixels": np.zeros((0, 0), np.float16), "no row": np.zeros((0, 7), np.float16),
+            "a line": np.zeros(9, np.float16), "colours": np.zeros((3, 4, 3), np.float16),
+            "numbers": np.zeros((3, 4), np.int64), "holes": np.full((3, 4), np.nan, np.float16),
+            "an object": np.array([[None]]),
+        }[kind], allow_pickle=True)  # fmt: skip
+
+
+NO_MAPS = ("nothing", "text", "archive", "folder", "no pixels", "no row", "a line", "colours",
+           "numbers", "holes", "an object")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NO_MAPS)
+def test_a_file_that_holds_no_map_is_refused(tmp_path, kind):
+    path = tmp_path / "depths" / "a.jpg.npy"
+    path.parent.mkdir()
+    write_no_map(path, kind)
+    with pytest.raises((ValueError, OSError)):
+        depth_maps.load_depth_map(path)
+
+
+def test_maps_that_are_none_are_made_again(collection, tiny_pth, capsys):
+    assert depth_map_generator.main(arguments(collection, tiny_pth)) == 0
+    files = sorted((collection / "depths").rglob("*.npy"))
+    whole = [file.read_bytes() for file in files]
+    for file, kind in zip(files, ("nothing", "no pixels", "text", "colours", "numbers")):  # noqa: B905
+        write_no_map(file, kind)
+    assert depth_map_generator.main(arguments(collection, tiny_pth, "--contact-sheet")) == 0
+    assert "5 written" in capsys.readouterr().out
+    assert [file.read_bytes() for file in files] == whole
+
+
+def test_a_contact_sheet_survives_a_map_that_is_none(collection, tiny_pth):
+    assert depth_map_generator.main(arguments(collection, tiny_pth)) == 0
+    write_no_map(depth_maps.depth_file(collection, "photo_0.jpg"), "no pixels")
+    names = [f"photo_{i}.jpg" for i in range(4)]
+    assert depth_maps.save_contact_sheet(collection, collection / "images", names).is_file()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"sha256": 5, "precision": [1], "kind": null}', "[" * 100_000]
+)
+def test_a_sidecar_of_another_hand_ends_nothing(collection, tiny_pth, capsys, content):
+    assert depth_map_generator.main(arguments(collection, tiny_pth)) == 0
+    (collection / "depths" / "depth_model.json").write_text(content)
+    assert "sha256" not in depth_maps.read_depth_model(collection)
+    assert depth_map_generator.main(arguments(collection, tiny_pth)) == 0
+    assert "5 written" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 import shutil
 
@@ -183,6 +184,10 @@ def test_plots_are_pictures(evaluated):
         assert min(pixels.shape) > 300 and pixels.std() > 5, file.name
 
 
+def test_pictures_of_an_evaluation_are_not_taken_for_photos(evaluated):
+    assert list(evaluated[0].glob("*.png")) and not find_photos(evaluated[0])
+
+
 def test_geojson_is_rfc_7946(evaluated):
     output, _ = evaluated
     content = json.loads((output / "predictions.geojson").read_text(encoding="utf-8"))
@@ -309,6 +314,108 @@ def test_finetuned_models_are_evaluated_on_their_stored_test_photos(finetuned, t
         assert metrics_of(tmp_path)[name]["gps"]["n"] == len(test) >= 5
 
 
+def evaluate_quickly(data, checkpoints, output):
+    return quietly(
+        evaluator.main, "--data-dir", data, "--checkpoint-dir", checkpoints,
+        "--output-dir", output, "--bootstrap", "20",
+    )  # fmt: skip
+
+
+def spoil(file, kind: str) -> None:
+    """Put something else in the place of a photo, as happens after a training."""
+    whole = file.read_bytes()
+    if kind in ("gone", "folder"):
+        file.unlink()
+        if kind == "folder":
+            file.mkdir()
+    else:
+        file.write_bytes({
+            "text": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+            "nothing": b"", "cut": whole[: len(whole) // 3], "noise": b"\xff\xd8\xff" + whole[9:],
+        }[kind])  # fmt: skip
+
+
+SPOILED = ("text", "nothing", "cut", "noise", "gone", "folder")
+
+
+@pytest.mark.parametrize("kind", [*SPOILED, "each"])
+def test_photos_spoiled_since_the_training_leave_their_answers(trained, tmp_path, kind):
+    """Held-out answers stand in the checkpoint: all that is missing are the example pictures."""
+    data = tmp_path / "data"
+    shutil.copytree(trained.data, data)
+    files = sorted(file for file in (data / "images").rglob("*") if file.is_file())
+    for number, file in enumerate(files):
+        if kind != "each":
+            spoil(file, kind)
+        elif number % 2:
+            spoil(file, SPOILED[number // 2 % len(SPOILED)])
+    code, printed = evaluate_quickly(data, trained.checkpoints, tmp_path / "out")
+    assert code == 0, printed
+    assert metrics_of(tmp_path / "out")["rgb"]["gps"]["n"] == 48
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert (tmp_path / "out" / "examples.png").is_file() == (kind == "each")
+
+
+@pytest.mark.parametrize("kind", SPOILED[:4])
+def test_finetuned_models_name_the_test_photos_that_are_spoiled(finetuned, tmp_path, kind):
+    data = tmp_path / "data"
+    shutil.copytree(finetuned[0], data)
+    split = read_checkpoint(finetuned[1] / "best_gps_model_rgb.pth")["split"]
+    test = [n for n, part in zip(split["names"], split["part"], strict=True) if part == "test"]
+    spoil(data / "images" / test[0], kind)
+    code, printed = evaluate_quickly(data, finetuned[1], tmp_path / "out")
+    assert code == 0 and f"left out: {test[0]}: " in printed, printed
+    assert metrics_of(tmp_path / "out")["rgb"]["gps"]["n"] == len(test) - 1
+
+
+def test_finetuned_models_without_one_readable_test_photo_say_so(finetuned, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finetuned[0], data)
+    for file in filter(os.path.isfile, (data / "images").rglob("*")):
+        spoil(file, "text")
+    code, printed = evaluate_quickly(data, finetuned[1], tmp_path / "out")
+    assert code == 2 and "could be read" in printed.splitlines()[-1]
+
+
+def test_a_table_of_other_photos_is_one_line(trained, tmp_path):
+    rows = json.loads((trained.data / "exif_data.json").read_text(encoding="utf-8"))
+    rows = [row | {"filename": f"other/{row['filename']}"} for row in rows]
+    (tmp_path / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    code, printed = evaluate_quickly(tmp_path, trained.checkpoints, tmp_path / "out")
+    assert code == 2 and "holds no photo that" in printed.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "blocked", ["", "metrics.json", "predictions.csv", "map.png", "photos.csv"]
+)
+def test_outputs_that_cannot_be_written_are_one_line(trained, tmp_path, blocked):
+    output = tmp_path / "out"
+    if blocked:
+        (output / blocked).mkdir(parents=True)
+    else:
+        output.write_bytes(b"")
+    if blocked == "photos.csv":
+        photo = strangers(tmp_path / "p", 1)[0]
+        code, printed = quietly(
+            evaluator.main, "--checkpoint-dir", trained.checkpoints, "--output-dir", output,
+            "--photos", photo,
+        )  # fmt: skip
+    else:
+        code, printed = evaluate_quickly(trained.data, trained.checkpoints, output)
+    assert code == 2 and str(output / blocked) in printed.splitlines()[-1], printed
+    if blocked == "map.png":  # what was worked out before is there
+        assert metrics_of(output)["rgb"]["gps"]["n"] == 48
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--bootstrap=0", "--bootstrap=-5", "--seed=-1", "--turn-certainty=nan", "--turn-certainty=7"],
+)
+def test_numbers_out_of_range_are_one_line(argument):
+    code, printed = quietly(evaluator.main, argument)
+    assert code == 2 and printed.count("\n") == 1 and argument.split("=")[0] in printed
+
+
 # ---------------------------------------------------------------- unknown photos
 
 
@@ -392,6 +499,31 @@ def test_an_unreadable_photo_is_named_and_the_rest_predicted(trained, tmp_path):
     assert "broken.jpg: left out" in printed and "broken.png: left out" in printed
     assert "1 photos predicted, 2 left out" in printed
     assert len(PRINTED.findall(printed)) == 1
+
+
+ODD_NAMES = (b"caf\xe9.jpg", b"\xff\xfe.jpg", b"caf\xe8.jpg", b"\x80" * 60 + b".jpg",
+             "née\u0301.jpg".encode(), b"two\nlines.jpg", b"=cmd,\".jpg")  # fmt: skip
+
+
+def test_names_that_are_no_text_are_predicted_and_written(trained, tmp_path):
+    """Named one by one; what a folder holds of that kind is the extractor's to spell."""
+    photo = strangers(tmp_path / "p", 1)[0].read_bytes()
+    folder = os.fsencode(tmp_path / "odd")
+    os.mkdir(folder)
+    for name in ODD_NAMES:
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(photo)
+    files = [os.fsdecode(os.path.join(folder, name)) for name in ODD_NAMES]
+    code, printed = quietly(
+        evaluator.main, "--checkpoint-dir", trained.checkpoints, "--output-dir", tmp_path / "out",
+        "--photos", *files,
+    )  # fmt: skip
+    assert code == 0 and f"{len(files)} photos predicted, 0 left out" in printed, printed
+    rows = read_rows(tmp_path / "out" / "photos.csv")
+    names = {row["filename"] for row in rows}
+    assert len(names) == len(files) and any(name.endswith("caf\\xe9.jpg") for name in names)
+    points = json.loads((tmp_path / "out" / "photos.geojson").read_text(encoding="utf-8"))
+    assert {f["properties"]["filename"] for f in points["features"]} == names
 
 
 def test_missing_and_empty_paths_end_the_run(trained, tmp_path):

@@ -311,6 +311,53 @@ def test_missing_depth_maps_name_the_command(photo_set, tmp_path):
     assert "--inputs rgb" in printed.splitlines()[-1]
 
 
+def small_set(photo_set, tmp_path, count: int) -> tuple:
+    """So many labelled photos with depth maps; returns the data folder and their map files."""
+    data = copy_data(photo_set, tmp_path)
+    placed = [n for n, label in photo_set.truth.items() if label][: 2 * count : 2]
+    shorten_table(data, lambda _, row: row["filename"] in placed)
+    return data, [data / "depths" / f"{name}.npy" for name in placed]
+
+
+@pytest.mark.parametrize("inputs", ["both", "depth"])
+def test_a_photo_without_a_map_is_left_out_by_name(photo_set, tmp_path, inputs):
+    """One of fifteen, of which another run of the depth stage would make no map either."""
+    data, files = small_set(photo_set, tmp_path, 15)
+    files[4].unlink()
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", inputs, "--epochs", "2")
+    code, printed = quietly(trainer.main, *arguments)
+    lost = files[4].relative_to(data / "depths").as_posix().removesuffix(".npy")
+    assert code == 0 and f"left out: {lost}: no depth map\n" in printed, printed
+    assert "left out, no depth map: 1" in printed
+    split = read_checkpoint(tmp_path / "c" / "best_gps_model_depth.pth")["split"]
+    assert split["left_out"] == {lost: "no depth map"} and len(split["names"]) == 14
+
+
+@pytest.mark.parametrize(
+    "missing, goes_on", [(1, True), (3, True), (7, True), (8, False), (14, False), (15, False)]
+)
+def test_training_stops_when_most_maps_are_missing(photo_set, tmp_path, missing, goes_on):
+    data, files = small_set(photo_set, tmp_path, 15)
+    for file in files[:missing]:
+        file.unlink()
+    photos, _ = read_photos(data, data / "images")
+    about = {"sha256": "of the model"}
+    if not goes_on:
+        with pytest.raises(SystemExit) as end:
+            trainer.leave_unmapped_out(photos, data, about, data / "images")
+        assert end.value.code == 2
+        return
+    kept, unmapped = trainer.leave_unmapped_out(photos, data, about, data / "images")
+    assert len(unmapped) == missing and kept.names == photos.names[missing:]
+    assert list(unmapped) == photos.names[:missing]
+
+
+def test_many_photos_left_out_are_not_all_printed(capsys):
+    trainer.name_left_out({f"{i}.jpg": "no depth map" for i in range(250)})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == trainer.MOST_NAMED + 1 and "150 more" in lines[-1]
+
+
 def test_missing_table_names_the_command(tmp_path):
     code, printed = quietly(trainer.main, *training_arguments(tmp_path, tmp_path / "checkpoints"))
     assert code == 2 and "python exif_extractor.py" in printed and printed.count("\n") == 1
@@ -322,6 +369,72 @@ def test_missing_table_names_the_command(tmp_path):
 )
 def test_impossible_settings_are_refused(arguments):
     assert quietly(trainer.main, *arguments)[0] == 2
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--seed=-1", "--seed=99999999999999999999", "--batch-size=0", "--folds=1", "--patience=-3",
+     "--learning-rate=nan", "--learning-rate=-1", "--weight-decay=inf", "--head-rate=-1",
+     "--cache-gb=nan", "--ema-decay=1", "--freeze-stages=-1", "--micro-batch=0"],
+)  # fmt: skip
+def test_numbers_out_of_range_are_one_line(argument):
+    code, printed = quietly(trainer.main, argument)
+    assert code == 2 and printed.count("\n") == 1 and argument.split("=")[0] in printed
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "cache", "last", "copy"])
+def test_outputs_that_cannot_be_written_are_one_line(photo_set, tmp_path, place):
+    """A file or a folder lies where training has to write."""
+    data, _ = small_set(photo_set, tmp_path, 12)
+    checkpoints = tmp_path / "c"
+    blocked = {
+        "checkpoints": checkpoints, "cache": data / "cache",
+        "last": checkpoints / "last_rgb.pth", "copy": checkpoints / "best_gps_model.pth",
+    }[place]  # fmt: skip
+    blocked.parent.mkdir(exist_ok=True)
+    if place in ("checkpoints", "cache"):
+        blocked.write_bytes(b"")
+    else:
+        blocked.mkdir()
+    arguments = training_arguments(data, checkpoints, "--inputs", "rgb", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 2 and str(blocked) in printed.splitlines()[-1], printed
+    assert ("fold 3/3" in printed) == (place == "copy")
+    assert (checkpoints / "best_gps_model_rgb.pth").exists() == (place == "copy")
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_maps_that_are_none_are_left_out_by_name(photo_set, tmp_path, mode):
+    data, files = small_set(photo_set, tmp_path, 24)
+    files[1].write_bytes(b"")
+    np.save(files[5], np.zeros((0, 0), np.float16))
+    np.save(files[8], np.full((4, 4), np.nan, np.float16))
+    files[11].write_text("version https://git-lfs.github.com/spec/v1")
+    more = ["--mode", mode, "--inputs", "depth", "--epochs", "1", "--image-size", "64"]
+    code, printed = quietly(trainer.main, *training_arguments(data, tmp_path / "c", *more))
+    assert code == 0, printed
+    split = read_checkpoint(tmp_path / "c" / "best_gps_model_depth.pth")["split"]
+    part = dict(zip(split["names"], split.get("part", []), strict=False))
+    for file in (files[1], files[5], files[8], files[11]):
+        name = file.relative_to(data / "depths").as_posix().removesuffix(".npy")
+        if part.get(name) != "test":  # fine-tuning has not read those
+            assert f"left out: {name}: " in printed, name
+
+
+def test_names_as_long_as_the_disk_allows_are_trained_on(photo_set, tmp_path):
+    """252 bytes and more leave no room for a depth map, and do not need one for RGB."""
+    data, _ = small_set(photo_set, tmp_path, 16)
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    long = ["x" * 247 + ".jpg", "x" * 248 + ".jpg", "山" * 83 + ".jpeg", "é" * 125 + ".jpg"]
+    for row, name in zip(rows, long, strict=False):
+        (data / "images" / row["filename"]).rename(data / "images" / name)
+        row["filename"] = name
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0 and "16 photos: 16 with position" in printed, printed
+    code, printed = quietly(trainer.main, *arguments, "--inputs", "both")
+    assert code == 0 and printed.count("no depth map\n") == 4, printed
 
 
 def test_a_photo_that_cannot_be_read_is_named_and_left_out(photo_set, tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -163,6 +164,19 @@ def test_help_shows_an_example(name):
     )
     assert done.returncode == 0 and done.stderr == ""
     assert f"python {name}.py" in done.stdout
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_output_of_a_poor_encoding_ends_nothing(name):
+    """A console of an older Windows, or a file in the encoding of a place."""
+    poor = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = f"import density, {name} as script; print('−5 °C → 写真', script.__doc__)"
+    code = code.replace("print(", "density.run_script(lambda: print(")
+    done = subprocess.run(
+        [sys.executable, "-c", code + ")"], cwd=REPOSITORY, capture_output=True, text=True, env=poor
+    )
+    assert done.returncode == 0 and done.stdout.startswith("?5 ?C ? ??"), done.stderr
+    assert "run_script(main)" in source(name).split('__name__ == "__main__"')[1]
 
 
 # ---------------------------------------------------------------- commands in the texts
