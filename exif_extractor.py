@@ -30,7 +30,7 @@ from density import (
     sweep_temporaries,
     write_atomically,
 )
-from geophoto.clocks import zone_offset
+from geophoto.clocks import lacks_zone, zone_offset, zones_missing
 from geophoto.labels import finish_row
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.pictures import Listing, scan
@@ -191,7 +191,8 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
                 read = next(fresh) if row is None else None
                 if read:
                     row = finish_row(name, read, round_km)
-                    stamp = [name] if row["warnings"] in PASSING else [name, *read["stamp"]]
+                    passing = row["warnings"] in PASSING or lacks_zone(row)  # tried again next time
+                    stamp = [name] if passing else [name, *read["stamp"]]
                 record, stamp = encode_record(row), encode_record(stamp)
                 if read:
                     journal.write(f"[{stamp}, {record}]\n")
@@ -208,8 +209,14 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
         journal.write(json.dumps(memory.settings) + "\n")
         write_table(records(), memory.folder)
     progress.close()
+    lines = summary.lines()
+    if missing := zones_missing():
+        lines.append(
+            f"  no data of time zones on this computer ({', '.join(missing[:3])}): "
+            "UTC and sun stay empty where they need it; run: pip install tzdata"
+        )
     return {
-        "lines": summary.lines(), "photos": summary.counts["photos"],
+        "lines": lines, "photos": summary.counts["photos"],
         "unreadable": summary.counts["unreadable"], "read": summary.counts["fresh"],
     }  # fmt: skip
 

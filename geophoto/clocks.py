@@ -163,6 +163,18 @@ def offset_at_place(lat: float, lon: float, utc: datetime, near: int | None = No
     return min(offsets, key=lambda minutes: abs(minutes - near))
 
 
+def zones_missing() -> list[str]:
+    """Time zones asked for in this process of which the computer has no data."""
+    return sorted(name for name, zone in _zones.items() if zone is None)
+
+
+def lacks_zone(row: dict) -> bool:
+    """Whether missing zone data left the time at a photo's place empty, and perhaps its UTC."""
+    timed = row["datetime"] or row["datetime_utc"]
+    known = timed and row["gps_latitude"] is not None
+    return bool(known and not row["datetime_at_place"] and zones_missing())
+
+
 # ---------------------------------------------------------------- UTC
 
 

@@ -20,6 +20,7 @@ from geophoto.orientations import turn_image
 from geophoto.sidecars import SIDECAR_SUFFIXES, match
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jps", ".mpo", ".insp", ".png", ".apng",
@@ -44,8 +45,8 @@ OWN_PICTURES = dict.fromkeys(("position_errors.png", "map.png", "examples.png", 
                               "altitude.png", "orientation.png"), "metrics.json")  # fmt: skip
 OWN_PICTURES["density.png"] = "density.html"
 DEPTH_MARK = "depth_model.json"  # marks a folder of depth maps, none of which is a photo
-JPEG_PIXEL_LIMIT = 300_000_000  # a JPEG decodes smaller through `draft`; the largest phones: 200 MP
-PIXEL_LIMIT = 89_478_485  # of all other formats: Pillow's own bomb warning, here an error
+PIXEL_LIMIT = 300_000_000  # of every format; the largest phones make 200 MP. Decoding takes 8 bytes
+# a pixel (JPEG: less by `draft`), so a small file that promises more is refused as a bomb.
 
 # ---------------------------------------------------------------- find
 
@@ -245,25 +246,30 @@ def list_photos(paths: list[str], say: Callable[[str], None] = silent) -> dict[s
 # ---------------------------------------------------------------- open
 
 
-def open_upright(path: str | Path, max_side: int | None = None) -> Image.Image:
+def open_upright(
+    path: str | Path, max_side: int | None = None, pixel_limit: int = PIXEL_LIMIT
+) -> Image.Image:
     """Decode a photo to RGB, turned upright by its tag; never larger than `max_side`.
 
-    Raises ValueError or OSError with the file's name and the reason.
+    Raises ValueError or OSError with the file's name and the reason; a photo that is stored with
+    more than `pixel_limit` pixels is refused before it is decoded.
     """
-    return _open(Path(path), max_side, upright=True)
+    return _open(Path(path), max_side, pixel_limit, upright=True)
 
 
-def open_stored(path: str | Path, max_side: int | None = None) -> Image.Image:
+def open_stored(
+    path: str | Path, max_side: int | None = None, pixel_limit: int = PIXEL_LIMIT
+) -> Image.Image:
     """Decode a photo to RGB as its pixels are stored (HEIC: as the decoder gives it, upright)."""
-    return _open(Path(path), max_side, upright=False)
+    return _open(Path(path), max_side, pixel_limit, upright=False)
 
 
-def _open(path: Path, max_side: int | None, upright: bool) -> Image.Image:
+def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> Image.Image:
     import warnings
 
     from PIL import Image
 
-    Image.MAX_IMAGE_PIXELS = JPEG_PIXEL_LIMIT  # the limit by format is checked below, per file
+    Image.MAX_IMAGE_PIXELS = None  # checked below, with one limit for every format
     warnings.filterwarnings("ignore", module=r"PIL\.")  # on metadata: the table has its own codes
     about = read_photo(os.fspath(path))
     try:
@@ -272,10 +278,12 @@ def _open(path: Path, max_side: int | None, upright: bool) -> Image.Image:
 
             pillow_heif.register_heif_opener()
         with Image.open(path) as image:
-            jpeg = image.format in ("JPEG", "MPO")
-            if image.width * image.height > (JPEG_PIXEL_LIMIT if jpeg else PIXEL_LIMIT):
-                raise ValueError(f"{image.width}×{image.height} pixels are too many")
-            if max_side and jpeg:
+            if image.width * image.height > pixel_limit:
+                raise ValueError(
+                    f"{image.width}×{image.height} pixels are too many: "
+                    f"{pixel_limit / 1e6:.0f} megapixels are the limit"
+                )
+            if max_side and image.format in ("JPEG", "MPO"):
                 image.draft("RGB", (max_side, max_side))
             rgb = _to_rgb(image)
             arrives_upright = image.format == "TIFF"  # Pillow turns TIFF while loading
@@ -295,18 +303,52 @@ def _open(path: Path, max_side: int | None, upright: bool) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """First frame as 8-bit RGB: deep greys are scaled, transparency lies on white."""
-    from PIL import Image
-
     image.load()
     if image.mode.startswith("I") or image.mode == "F":
-        import numpy as np
-
-        grey = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = (float(grey.min()), float(grey.max())) if image.mode == "F" else (0.0, 65535.0)
-        grey = np.clip((grey - low) * (255.0 / max(high - low, 1e-12)), 0, 255)
-        return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+        lows_highs = [(0.0, 65535.0)]
+        if image.mode == "F":
+            lows_highs = [(float(g.min()), float(g.max())) for g in map(_deep_grey, strips(image))]
+        low, high = min(low for low, _ in lows_highs), max(high for _, high in lows_highs)
+        return _paste(image, lambda strip: _scaled(_deep_grey(strip), low, high))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        return _paste(image, _on_white)
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
+
+
+def strips(image: Image.Image) -> Iterator[Image.Image]:
+    """A picture piece by piece from above: what is computed on it then takes little memory."""
+    rows = max(1, 4_000_000 // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _paste(image: Image.Image, to_rgb: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    from PIL import Image
+
+    whole, top = Image.new("RGB", image.size), 0
+    for strip in strips(image):
+        whole.paste(to_rgb(strip), (0, top))
+        top += strip.height
+    return whole
+
+
+def _deep_grey(image: Image.Image) -> np.ndarray:
+    import numpy as np
+
+    return np.nan_to_num(np.asarray(image, dtype=np.float64))
+
+
+def _scaled(grey: np.ndarray, low: float, high: float) -> Image.Image:
+    import numpy as np
+    from PIL import Image
+
+    grey = np.clip((grey - low) * (255.0 / max(high - low, 1e-12)), 0, 255)
+    return Image.fromarray(grey.round().astype(np.uint8)).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")

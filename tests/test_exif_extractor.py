@@ -247,6 +247,35 @@ def test_importing_is_cheap():
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True)
 
 
+WITHOUT_ZONES = "import sys; sys.modules['tzdata'] = None; import exif_extractor as e; e.main()"
+
+
+def run_without_zones(images, data) -> str:
+    """As on a computer whose system has no time zone data, without the package that brings it."""
+    code = WITHOUT_ZONES.replace("main()", f"main(['--image-dir', {str(images)!r}, '--data-dir', "
+                                 f"{str(data)!r}])")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, env=os.environ | {"PYTHONTZPATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_missing_time_zone_data_is_said_once_and_made_up_for(tmp_path):
+    images, data = folder(tmp_path, 3)  # with place and time, without offset
+    save(images / "no time.jpg", exif_bytes(gps=gps_of(45, 7)))
+    save(images / "no place.jpg", exif_bytes({}, {0x9003: b"2020:01:02 03:04:05"}))
+    offset = exif_bytes({}, {0x9003: b"2020:01:02 03:04:05", 0x9011: b"+02:00"})
+    save(images / "offset.jpg", offset)
+    for count in (6, 3):  # said in every run, as those rows are tried again
+        printed = run_without_zones(images, data)
+        assert printed.count("pip install tzdata") == 1 and f"{count} files read" in printed
+        assert "UTC 1  offset_tag 1" in printed
+    done = run_script("--image-dir", images, "--data-dir", data)
+    assert "tzdata" not in done.stdout and "3 files read, 3 unchanged" in done.stdout
+    assert "UTC 4  offset_tag 1  position_timezone 3" in done.stdout
+
+
 def in_the_way(data: Path, kind: str) -> dict:
     """Make a data folder that nothing can be written to; environment and limits of the run."""
     if kind == "a file in its place":

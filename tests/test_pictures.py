@@ -109,6 +109,62 @@ def test_unreadable_photos_raise_with_name_and_reason(tmp_path):
     assert read(tmp_path / "bomb.png")["image_width"] == 60000
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "heic", "bmp", "avif"])
+def test_one_pixel_limit_for_every_format(tmp_path, suffix):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(picture(40, 64)).save(path)
+    assert pictures.open_upright(path, pixel_limit=40 * 64).size == (64, 40)
+    for opener in (pictures.open_upright, pictures.open_stored):
+        with pytest.raises(ValueError, match=r"64×40 pixels are too many"):
+            opener(path, max_side=20, pixel_limit=40 * 64 - 1)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "png", "tif", pytest.param("heic", marks=pytest.mark.slow)]
+)
+def test_a_phone_of_108_megapixels_is_read(tmp_path, suffix):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"photo.{suffix}"
+    options = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    Image.new("L", (12000, 9000), 90).save(path, **options)
+    assert pictures.open_upright(path, max_side=100).size == (100, 75)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp"])
+def test_a_small_file_that_promises_too_much_is_refused_unread(tmp_path, suffix):
+    path = tmp_path / f"bomb.{suffix}"
+    if suffix in ("png", "tif"):  # black and white packs well
+        options = {"compression": "group4"} if suffix == "tif" else {}
+        Image.new("1", (17000, 17700)).save(path, **options)
+    else:
+        Image.fromarray(picture(40, 64)).save(path)
+        kind, old, new = (">HH", (40, 64), (17700, 17000)) if suffix == "jpg" else (
+            "<ii", (64, 40), (17000, 17700))  # fmt: skip
+        data = path.read_bytes()
+        path.write_bytes(data.replace(struct.pack(kind, *old), struct.pack(kind, *new), 1))
+    with pytest.raises(ValueError, match="too many"):
+        pictures.open_upright(path, max_side=100)
+    assert (read(path)["image_width"], read(path)["image_height"]) == (17000, 17700)
+
+
+def test_strips_change_no_pixel(tmp_path, monkeypatch):
+    """Deep greys and transparency are worked on piece by piece; the pieces are one row here."""
+    random = np.random.default_rng(1)
+    shades = random.integers(0, 65536, (30, 20)).astype(np.uint16)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    Image.fromarray(shades.astype(np.float32) - 3e4).save(tmp_path / "float.tif")
+    Image.fromarray(random.integers(0, 256, (30, 20, 4)).astype(np.uint8)).save(tmp_path / "a.png")
+    names = ("deep.png", "float.tif", "a.png")
+    whole = [pictures.open_upright(tmp_path / name).tobytes() for name in names]
+
+    def rows(image):
+        return (image.crop((0, y, 20, y + 1)) for y in range(30))
+
+    monkeypatch.setattr(pictures, "strips", rows)
+    assert [pictures.open_upright(tmp_path / name).tobytes() for name in names] == whole
+
+
 # ---------------------------------------------------------------- photos on disk
 
 
