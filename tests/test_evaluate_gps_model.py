@@ -104,7 +104,7 @@ def test_metrics_follow_from_the_predictions(evaluated, photo_set, name):
     assert gps["interval_km"][0] <= gps["median_km"] <= gps["interval_km"][1]
     for radius in ("50", "90"):
         inside = (km <= column(rows, f"radius{radius}_km")).mean()
-        assert gps[f"inside_radius{radius}"] == pytest.approx(inside, abs=0.021)
+        assert gps[f"coverage{radius}"] == pytest.approx(inside, abs=0.021)
     assert block["time"]["mean_minutes"] == pytest.approx(
         column(rows, "error_minutes").mean(), rel=1e-3
     )
@@ -429,11 +429,12 @@ def strangers(folder, count=3) -> list:
 
 
 PRINTED = re.compile(
-    r"^  position     -?\d+\.\d+, -?\d+\.\d+ ± [\d.,]+ k?m \(50 %\), [\d.,]+ k?m \(90 %\)\n"
+    r"^  position     -?\d+\.\d+, -?\d+\.\d+ ± [\d.,]+ k?m \(50 %\), [\d.,]+ k?m \(90 %\).*\n"
     r"  most likely  (-?\d+\.\d+ -?\d+\.\d+ \d+ %(; )?){1,3}\n"
-    r"  time         \d\d:\d\d \(certainty [\d.]+\), sun -?\d+° high\n"
-    r"  orientation  (Normal|Rotated|Flipped).* \(\d+ %.*\)\n"
-    r"  altitude     -?\d+ m$",
+    r"  time         \d\d:\d\d ± \d+ min \(50 %\), \d+ min \(90 %\).*\n"
+    r"  altitude     -?\d+ m ± \d+ \(50 %\), \d+ \(90 %\).*\n"
+    r"  orientation  (Normal|Rotated|Flipped).* \(\d+%.*\)\n"
+    r"  sun          -?\d+° high$",
     re.M,
 )
 

@@ -278,7 +278,7 @@ def test_no_committed_file_is_large():
 
 def test_pyproject_holds_tools_only():
     content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(content) == {"tool"} and set(content["tool"]) == {"ruff", "pytest"}
+    assert set(content) == {"tool"} and set(content["tool"]) == {"ruff", "mypy", "pytest"}
     assert content["tool"]["ruff"]["line-length"] == 100
 
 
