@@ -462,8 +462,10 @@ def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trusted_position(row: dict) -> tuple[float, float] | None:
-    """Latitude and longitude of a row; None where a cell is none or the extractor doubts them."""
+    """Latitude and longitude of a row; None where a cell is none, doubted or an estimate."""
     if set(str(row["warnings"] or "").split(";")) & set(DOUBTED_POSITION):
+        return None
+    if row.get("gps_source") == "estimate":
         return None
     try:
         lat, lon = float(row["gps_latitude"]), float(row["gps_longitude"])

@@ -221,10 +221,10 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
     }  # fmt: skip
 
 
-def _blocks(rows: Iterator[tuple], size: int) -> Iterator[tuple[list, list[str]]]:
-    """Yield ([(name, path, known row or None, its stamp), …], files to read) in order of name."""
+def _blocks(rows: Iterator[tuple], size: int) -> Iterator[tuple[list, list[tuple[str, ...]]]]:
+    """Yield ([(name, paths, known row or None, its stamp), …], files to read) in order of name."""
     while block := list(itertools.islice(rows, size)):
-        yield block, [path for _, path, row, _ in block if row is None]
+        yield block, [paths for _, paths, row, _ in block if row is None]
 
 
 @functools.cache

@@ -66,7 +66,7 @@ class Bytes:
 class Photo:
     """What a container says: kind, stored size, where EXIF and XMP lie, its own turn if any."""
 
-    __slots__ = ("exif", "height", "kind", "turn", "warnings", "width", "xmp")
+    __slots__ = ("exif", "height", "kind", "resources", "turn", "warnings", "width", "xmp")
 
     def __init__(self) -> None:
         self.kind: str | None = None
@@ -75,6 +75,7 @@ class Photo:
         self.turn: int | None = None
         self.exif: list[Bytes] = []  # what the first block lacks may stand in the next
         self.xmp: bytes | None = None
+        self.resources: list[Bytes] = []  # Photoshop's image resources, in parts: IPTC is in them
         self.warnings: list[str] = []
 
 
@@ -145,6 +146,8 @@ def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
                     photo.exif[-1] = Bytes(photo.exif[-1].whole() + part.whole())
             elif start == b"http://ns.adobe.com/xap/1.0/" and photo.xmp is None:
                 photo.xmp = data.at(position + 33, size - 31)
+        elif marker == 0xED and data.at(position + 4, 14) == b"Photoshop 3.0\0":
+            photo.resources.append(data.part(position + 18, size - 16))
         position += 2 + max(size, 2)
 
 

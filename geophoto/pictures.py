@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from density import silent, stop
 from geophoto.labels import read_photo
 from geophoto.orientations import turn_image
+from geophoto.sidecars import SIDECAR_SUFFIXES, match
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,11 +64,24 @@ class Listing:
     own: list[str] = field(default_factory=list)  # what this pipeline wrote itself
     collisions: list[str] = field(default_factory=list)  # names that equal another's after NFC
     unread: list[str] = field(default_factory=list)  # what could not be reached, with the reason
+    # Name on disk → names of the photo's XMP sidecar and Takeout file, "" where it has none.
+    beside: dict[str, tuple[str, str]] = field(default_factory=dict)
 
-    def files(self) -> Iterator[tuple[str, str]]:
-        """Each table name with its file, as text: a Path object costs more than reading it."""
+    def files(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Each table name with its file, and with those beside it where there are any.
+
+        As text: a Path object costs more than reading the file.
+        """
         root = os.path.join(self.root, "")
-        return ((name, root + self.disk.get(name, name)) for name in self.names)
+        for name in self.names:
+            disk = self.disk.get(name, name)
+            path = root + disk
+            if disk in self.beside:
+                folder = path[: -len(os.path.basename(disk))]
+                sidecar, takeout = self.beside[disk]
+                yield name, (path, sidecar and folder + sidecar, takeout and folder + takeout)
+            else:
+                yield name, (path,)
 
     def left_out(self) -> list[str]:
         """Lines that name what is in the folder and not among the photos, and why."""
@@ -93,8 +107,11 @@ def shown(name: str) -> str:
 
 
 def scan(image_dir: str | Path) -> Listing:
-    """List a photo folder. Hidden files and folders are left out; linked folders are followed once,
-    so a loop of links ends. What cannot be reached is named; OSError only for the folder itself."""
+    """List a photo folder, and what lies beside its photos.
+
+    Hidden files and folders are left out; linked folders are followed once, so a loop of links
+    ends. What cannot be reached is named; OSError only for the folder itself.
+    """
     found = Listing(os.fspath(image_dir))
     about = os.stat(found.root)
     folders, seen = [""], {(about.st_dev, about.st_ino)}
@@ -114,18 +131,24 @@ def scan(image_dir: str | Path) -> Listing:
         if DEPTH_MARK in present and folder:
             found.own.append(f"{folder}/")
             continue
+        others: list[str] = []
+        first = len(found.names)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             name = f"{folder}/{entry.name}" if folder else entry.name
             try:
-                inside = _sort_entry(entry, name, present, found)
+                inside = _sort_entry(entry, name, present, found, others)
             except OSError as error:  # a link to itself, one too long, one into a locked folder
                 found.unread.append(f"{name} ({error.strerror})")
                 continue
             if inside and inside not in seen:
                 seen.add(inside)
                 folders.append(name)
+        if others:
+            above = f"{folder}/" if folder else ""
+            photos = [name.removeprefix(above) for name in found.names[first:]]
+            found.beside |= {above + photo: pair for photo, pair in match(photos, others).items()}
     for names in (found.names, found.raw, found.other, found.system, found.own, found.unread):
         names.sort()
     _spell(found)
@@ -133,9 +156,10 @@ def scan(image_dir: str | Path) -> Listing:
 
 
 def _sort_entry(
-    entry: os.DirEntry, name: str, present: set[str], found: Listing
+    entry: os.DirEntry, name: str, present: set[str], found: Listing, others: list[str]
 ) -> tuple[int, int] | None:
-    """Put a file where it belongs in the listing; of a folder to look into, its identity."""
+    """Put a file where it belongs in the listing, or among the `others` of its folder; of a folder
+    to look into, its identity."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if entry.is_dir():
         if entry.name.lower() in SYSTEM_FOLDERS:
@@ -151,6 +175,9 @@ def _sort_entry(
         else:
             gone = entry.is_symlink() and not os.path.exists(entry.path)
             found.unread.append(f"{name} ({'a link to nothing' if gone else 'no regular file'})")
+    elif suffix in SIDECAR_SUFFIXES:
+        if entry.is_file():
+            others.append(entry.name)
     elif suffix in RAW_SUFFIXES:
         found.raw.append(name)
     elif suffix in OTHER_SUFFIXES:
@@ -177,7 +204,7 @@ def _spell(found: Listing) -> None:
 
 def find_photos(image_dir: str | Path) -> dict[str, Path]:
     """Map each table name (relative, POSIX, NFC) to its file, sorted by name."""
-    return {name: Path(path) for name, path in scan(image_dir).files()}
+    return {name: Path(paths[0]) for name, paths in scan(image_dir).files()}
 
 
 def photo_file(image_dir: str | Path, filename: str) -> Path:
@@ -202,7 +229,7 @@ def list_photos(paths: list[str], say: Callable[[str], None] = silent) -> dict[s
         try:
             if os.path.isdir(path):
                 found = scan(path)
-                files |= {str(Path(path, name)): Path(file) for name, file in found.files()}
+                files |= {str(Path(path, name)): Path(own[0]) for name, own in found.files()}
                 for line in found.left_out():
                     say(f"{path}: {line}")
             elif stat.S_ISREG(os.stat(path).st_mode):

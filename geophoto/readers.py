@@ -1,6 +1,7 @@
 """Reading processes that a hostile file cannot harm: bounded in time and memory, replaced if dead.
 
-In: blocks of paths. Out: raw rows in the order given; the culprit of a death becomes a row.
+In: blocks of photos, each with the files beside it. Out: raw rows in the order given; the culprit
+of a death becomes a row.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from geophoto.labels import empty_row, read_photo
+from geophoto.table import stamp_beside
 
 FILE_CPU_S = 0.9  # processor time for one file, twice (in its chunk, then alone): about 2 s
 FILE_WAIT_S = 30.0  # longest silence of a reader, slow disks included
+Files = tuple[str, ...]  # a photo and, where it has them, its XMP sidecar and Takeout file or ""
 FILE_MEMORY = 512 << 20  # bytes a reader may take on top of what it starts with
 
 
@@ -45,10 +48,10 @@ def _serve(pipe: Any, other_end: Any) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             rows = []
-            for path in pipe.recv():
+            for paths in pipe.recv():
                 if timer:
                     timer(signal.ITIMER_PROF, FILE_CPU_S)  # unhandled SIGPROF ends the process
-                rows.append(read_photo(path))
+                rows.append(read_photo(*paths))
             pipe.send(rows)
 
 
@@ -64,9 +67,9 @@ class Reader:
         self.process.start()
         other.close()
 
-    def hand(self, paths: list[str]) -> None:
+    def hand(self, files: list[Files]) -> None:
         with contextlib.suppress(OSError):  # dead: `take` will see it
-            self.pipe.send(paths)
+            self.pipe.send(files)
 
     def take(self) -> list[dict] | str:
         """The rows of what was handed, or why there are none."""
@@ -81,43 +84,54 @@ class Reader:
         self.pipe.close()
 
 
-def _read_alone(path: str) -> dict:
-    """Read one file of a chunk that killed or stalled its reader; the culprit becomes a row."""
+def _read_alone(paths: Files) -> dict:
+    """Read one photo of a chunk that killed or stalled its reader; the culprit becomes a row.
+
+    Where it has files beside it, one of these may be the culprit: then the photo is read without.
+    """
     reader = Reader()
-    reader.hand([path])
+    reader.hand([paths])
     rows = reader.take()
     reader.end()
-    return empty_row("unreadable", rows) if isinstance(rows, str) else rows[0]
+    if not isinstance(rows, str):
+        return rows[0]
+    row = _read_alone(paths[:1]) if any(paths[1:]) else empty_row("unreadable", rows)
+    if row["status"] != "unreadable":
+        guilty = zip(("sidecar_damaged", "takeout_damaged"), paths[1:], strict=False)
+        codes = [row["warnings"], *(code for code, path in guilty if path)]
+        row["warnings"] = ";".join(filter(None, codes))
+        row["stamp"] += stamp_beside(paths[1:])
+    return row
 
 
 def read_blocks(
-    blocks: Iterable[tuple[Any, list[str]]], workers: int, meanwhile: Callable[[], None]
+    blocks: Iterable[tuple[Any, list[Files]]], workers: int, meanwhile: Callable[[], None]
 ) -> Iterator[tuple[Any, list[dict]]]:
-    """Yield (block, rows of its paths) in the order given; every reader holds one block at most.
+    """Yield (block, rows of its files) in the order given; every reader holds one block at most.
 
-    A reader that died or fell silent is replaced, and what it held is read file by file.
+    A reader that died or fell silent is replaced, and what it held is read photo by photo.
     `meanwhile` is called whenever files are being read, before they are waited for.
     """
     idle: list[Reader] = []
-    busy: deque[tuple[Any, list[str], Reader]] = deque()
+    busy: deque[tuple[Any, list[Files], Reader]] = deque()
 
     def oldest() -> tuple[Any, list[dict]]:
-        block, paths, reader = busy.popleft()
-        if paths:
+        block, files, reader = busy.popleft()
+        if files:
             meanwhile()
         rows = reader.take()
         if isinstance(rows, str):
             reader.end()
-            return block, [_read_alone(path) for path in paths]
+            return block, [_read_alone(paths) for paths in files]
         idle.append(reader)
         return block, rows
 
     try:
-        for block, paths in blocks:
+        for block, files in blocks:
             done = [oldest()] if len(busy) == workers else []
             reader = idle.pop() if idle else Reader()
-            reader.hand(paths)
-            busy.append((block, paths, reader))
+            reader.hand(files)
+            busy.append((block, files, reader))
             yield from done  # after handing on: they read while the taker works
         while busy:
             yield oldest()

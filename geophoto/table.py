@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 COLUMNS = (
     "filename", "status", "warnings", "datetime", "utc_offset_minutes", "datetime_utc",
     "utc_source", "gps_latitude", "gps_longitude", "gps_source", "gps_altitude", "gps_accuracy_m",
-    "gps_img_direction", "sun_elevation_deg", "sun_azimuth_deg", "orientation", "orientation_tag",
-    "camera_make", "camera_model", "lens_model", "focal_length_mm", "focal_length_35mm",
-    "exposure_time_s", "f_number", "iso", "image_width", "image_height", "file_size", "file_mtime",
+    "gps_img_direction", "datetime_at_place", "sun_elevation_deg", "sun_azimuth_deg", "orientation",
+    "orientation_tag", "camera_make", "camera_model", "lens_model", "focal_length_mm",
+    "focal_length_35mm", "exposure_time_s", "f_number", "iso", "image_width", "image_height",
+    "file_size", "file_mtime",
 )  # fmt: skip
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
-                "gps_source", "orientation", "camera_make", "camera_model", "lens_model",
-                "file_mtime")  # fmt: skip
+                "gps_source", "datetime_at_place", "orientation", "camera_make", "camera_model",
+                "lens_model", "file_mtime")  # fmt: skip
 LIMITS = {"gps_latitude": (-90, 90), "gps_longitude": (-180, 180), "sun_elevation_deg": (-90, 90)}
-TABLE_FORMAT = 3  # raised when the same bytes would give other rows: old rows are then read again
+TABLE_FORMAT = 4  # raised when the same bytes would give other rows: old rows are then read again
 
 # ---------------------------------------------------------------- write
 
@@ -199,10 +200,19 @@ def stamp_of(about: os.stat_result) -> list[int]:
     return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 
-def _stamp(name: str, path: str) -> list:
-    """[name, *stamp_of(file)]; what is gone equals nothing."""
+def stamp_beside(paths: Iterable[str]) -> list:
+    """[name, *stamp_of(file), …] of the files beside a photo, without those that are gone."""
+    stamp: list = []
+    for path in filter(None, paths):
+        with contextlib.suppress(OSError):
+            stamp += [os.path.basename(path), *stamp_of(os.stat(path))]
+    return stamp
+
+
+def _stamp(name: str, paths: tuple[str, ...]) -> list:
+    """[name, *stamp_of(photo), *stamp_beside(it)]; what is gone equals nothing."""
     try:
-        return [name, *stamp_of(os.stat(path))]
+        return [name, *stamp_of(os.stat(paths[0])), *stamp_beside(paths[1:])]
     except OSError:
         return [name, None]
 
@@ -210,9 +220,10 @@ def _stamp(name: str, path: str) -> list:
 class Memory:
     """What earlier runs with the same settings left beside the table: its rows are used again.
 
-    Each row has a stamp, [name, size, mtime, change time]; equal stamps, equal rows. Stamps of the
-    table stand in a file line by line, a small state says which table they belong to, and journals
-    of killed runs hold lines [stamp, row]. Nothing here grows in memory with the photos.
+    Each row has a stamp, [name, size, mtime, change time] and the same of the files beside the
+    photo; equal stamps, equal rows. Stamps of the table stand in a file line by line, a small state
+    says which table they belong to, and journals of killed runs hold lines [stamp, row]. Nothing
+    here grows in memory with the photos.
     """
 
     def __init__(self, data_dir: Path, settings: dict) -> None:
@@ -247,8 +258,8 @@ class Memory:
         for file in (self.state, *self.journals()):
             file.unlink(missing_ok=True)
 
-    def unchanged(self, files: Iterable[tuple[str, str]]) -> bool:
-        """Whether the table's rows are those of the files (name, path), and none has changed."""
+    def unchanged(self, files: Iterable[tuple[str, tuple[str, ...]]]) -> bool:
+        """Whether the table's rows are those of the files (name, paths), and none has changed."""
         try:
             with open(self.stamps, encoding="utf-8") as stamps:
                 pairs = zip(files, stamps, strict=True)
@@ -258,23 +269,23 @@ class Memory:
             return False
 
     def rows(
-        self, files: Iterable[tuple[str, str]]
-    ) -> Iterator[tuple[str, str, dict | None, list]]:
-        """Yield (name, path, row if the file has not changed, its stamp) in order of name."""
+        self, files: Iterable[tuple[str, tuple[str, ...]]]
+    ) -> Iterator[tuple[str, tuple[str, ...], dict | None, list]]:
+        """Yield (name, paths, row if no file has changed, its stamp) in order of name."""
         sources = [self._journal_rows(path) for path in self.journals()]
         if self.result():
             sources.append(self._table_rows())
         known = heapq.merge(*map(_sound, sources), key=lambda pair: pair[0][0])
         old = next(known, None)
-        for name, path in files:
+        for name, paths in files:
             row: dict | None = None
             stamp: list = []
             while old and old[0][0] <= name:
                 if old[0][0] == name:
-                    stamp = stamp or _stamp(name, path)
+                    stamp = stamp or _stamp(name, paths)
                     row = old[1] if old[0] == stamp else row
                 old = next(known, None)
-            yield name, path, row, stamp
+            yield name, paths, row, stamp
 
     def _table_rows(self) -> Iterator[tuple[list, dict]]:
         with open(self.stamps, encoding="utf-8") as stamps:

@@ -28,7 +28,7 @@ from geophoto.table import read_records
 
 def test_results_come_in_order_also_behind_many_known_blocks(tmp_path):
     path = str(save(tmp_path / "a.jpg"))
-    blocks = [(number, [path] * (number % 9 == 8)) for number in range(30)]
+    blocks = [(number, [(path,)] * (number % 9 == 8)) for number in range(30)]
     found = list(readers.read_blocks(blocks, 2, lambda: None))
     assert [block for block, _ in found] == list(range(30))
     assert [len(rows) for _, rows in found] == [len(paths) for _, paths in blocks]
@@ -62,7 +62,7 @@ def test_a_hostile_file_costs_one_row(tmp_path, monkeypatch, trouble):
 
 
 def test_readers_that_die_between_two_blocks_are_replaced(tmp_path):
-    paths = [str(save(tmp_path / f"{number}.jpg")) for number in range(3)]
+    paths = [(str(save(tmp_path / f"{number}.jpg")),) for number in range(3)]
 
     def blocks():
         for number in range(6):
@@ -86,7 +86,7 @@ def test_readers_do_not_outlive_a_killed_run(tmp_path, busy):
         "import sys, time\nfrom geophoto import readers\n"
         "read = readers.read_photo\n"
         f"readers.read_photo = lambda path: time.sleep({0.3 * busy}) or read(path)\n"
-        f"blocks = ((n, [{str(path)!r}]) for n in range(9))\n"
+        f"blocks = ((n, [({str(path)!r},)]) for n in range(9))\n"
         "for block, _ in readers.read_blocks(blocks, 3, lambda: None):\n"
         "    print(block, flush=True)\n    time.sleep(9 * (block == 3))\n"
     )
@@ -203,7 +203,7 @@ def check(folder: Path, tmp_path: Path, count: int, seed: int) -> None:
     assert result["photos"] == len(rows) == count
     assert [row["filename"] for row in rows] == list(pictures.find_photos(images))
     for row in rows:
-        assert row["status"] in ("ok", "no_exif", "unreadable")
+        assert row["status"] in ("ok", "empty_exif", "no_exif", "unreadable")
         assert row["warnings"] or row["status"] != "unreadable"
         assert "reader_" not in (row["warnings"] or ""), row
         if row["gps_latitude"] is not None:
