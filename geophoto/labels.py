@@ -31,7 +31,7 @@ from geophoto.packets import iptc_date, read_iptc, read_xmp
 from geophoto.positions import add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
 from geophoto.sidecars import Takeout, read_sidecar, read_takeout
 from geophoto.table import COLUMNS, stamp_beside, stamp_of
-from geophoto.tags import number, positive, read_exif, text
+from geophoto.tags import Value, number, positive, read_exif, text
 
 USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what EXIF can fill
 
@@ -40,14 +40,16 @@ USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what
 Moment = tuple[datetime, int | None]  # local wall time, minutes east of UTC where they are told
 
 
-def _exif_moment(tag: int, main: dict, exif: dict, warnings: list) -> Moment | None:
+def _exif_moment(
+    tag: int, main: dict, exif: dict, clock: tuple | None, warnings: list
+) -> Moment | None:
     """DateTimeOriginal (also in IFD0) or DateTimeDigitized, with fraction and offset."""
     taken = tag == tags.TAKEN
     fraction = tags.FRACTION_TAKEN if taken else tags.FRACTION_DIGITISED
     zone = tags.ZONE_TAKEN if taken else tags.ZONE_DIGITISED
     for source in (exif, main) if taken else (exif,):
         written = text(source.get(tag))
-        found = read_date(written, text(source.get(fraction)))
+        found = read_date(written, text(source.get(fraction)), clock)
         if found:
             offset = read_offset(text(source.get(zone)))
             if offset is None and text(main.get(tags.MODIFIED)) == written:
@@ -82,6 +84,7 @@ class Sources:
     photo: Photo
     main: dict
     exif: dict
+    clock: tuple | None  # of the GPS IFD
     taken: Moment | None  # EXIF DateTimeOriginal
     xmp: dict[str, str]  # embedded
     sidecar: dict[str, str]
@@ -100,7 +103,7 @@ def _moments(told: Sources, warnings: list) -> Iterator[Moment | None]:
         yield _xmp_moment(told.xmp, name)
     iptc = _read_iptc(told.photo, told.main)
     yield read_date(iptc_date(iptc, packets.CREATED))
-    yield _exif_moment(tags.DIGITISED, told.main, told.exif, warnings)
+    yield _exif_moment(tags.DIGITISED, told.main, told.exif, told.clock, warnings)
     yield _xmp_moment(told.sidecar, "exif:DateTimeDigitized")
     yield _xmp_moment(told.xmp, "exif:DateTimeDigitized")
     yield read_date(iptc_date(iptc, packets.DIGITISED))
@@ -211,6 +214,7 @@ XMP_NAMES = {
     "gps_clock": ("exif:GPSTimeStamp",),
     "camera_make": ("tiff:Make",),
     "camera_model": ("tiff:Model",),
+    "orientation_tag": ("tiff:Orientation",),
 }  # fmt: skip
 
 
@@ -223,10 +227,11 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
         photo.xmp = main.get(tags.XMP_TAG)
     _add_camera(row, main, exif)
-    taken = _exif_moment(tags.TAKEN, main, exif, warnings)
-    row["gps_clock"] = gps_clock(gps)
+    clock = row["gps_clock"] = gps_clock(gps)
+    taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings)
     fix = fix_of_gps(gps)
     known = {"gps_latitude": fix.place, "gps_altitude": fix.altitude, "datetime": taken}
+    known["orientation_tag"] = main.get(tags.TURN) if photo.kind == "tiff" else ()
     xmp = _embedded_xmp(photo, row | known)
     fixes = [fix, fix_of_xmp(xmp, "xmp")] if xmp else [fix]
     if beside:
@@ -235,17 +240,20 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         fixes.append(fix_of_takeout(told))
         row["taken_utc"] = _utc_of_takeout(told, warnings)
     add_position(row, fixes, warnings)
-    add_time(row, Sources(photo, main, exif, taken, xmp, beside), warnings)
+    add_time(row, Sources(photo, main, exif, clock, taken, xmp, beside), warnings)
     for source in (beside, xmp):
         row["gps_clock"] = row["gps_clock"] or _xmp_clock(source)
         row["camera_make"] = row["camera_make"] or source.get("tiff:Make")
         row["camera_model"] = row["camera_model"] or source.get("tiff:Model")
     row["image_width"], row["image_height"] = photo.width or None, photo.height or None
-    if tags.TURN in main or row["taken_utc"] or any(row[column] is not None for column in USED):
+    turn = main.get(tags.TURN)
+    if turn is None and "tiff:Orientation" in xmp:  # of TIFF, where decoders mind it
+        turn = xmp["tiff:Orientation"].encode()
+    if turn is not None or row["taken_utc"] or any(row[column] is not None for column in USED):
         row["status"] = "ok"
     elif photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif):
         row["status"] = "empty_exif"
-    _add_orientation(row, photo, main, warnings)
+    _add_orientation(row, photo, turn, warnings)
     if row["image_width"] is None or row["image_height"] is None:
         warnings.append("no_size")
     row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
@@ -277,19 +285,21 @@ def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:
     return found[0] if found else None
 
 
-def _add_orientation(row: dict, photo: Photo, main: dict, warnings: list) -> None:
+def _add_orientation(row: dict, photo: Photo, turn: Value | None, warnings: list) -> None:
     """Tag and class of the stored pixels as a decoder hands them out.
 
     HEIC: the container's turn is part of decoding, so its pixels arrive upright, whatever EXIF
-    says. AVIF: Pillow leaves the container's turn to us, and EXIF has no say (ISO 23000-22, 7.3.9).
+    says; where the container states none, EXIF's counts (phones of two makers write it so). AVIF:
+    Pillow leaves the container's turn to us, and EXIF has no say (ISO 23000-22, 7.3.9).
     """
-    tag = main.get(tags.TURN)
-    tag = int(number(tag)) if tag is not None and number(tag) is not None else None
-    if photo.kind in ("heic", "avif"):
-        if photo.kind == "heic" and photo.turn in (5, 6, 7, 8):
+    value = number(turn)
+    tag = None if value is None else int(value)
+    if photo.kind == "heic" and photo.turn is not None:
+        if photo.turn in (5, 6, 7, 8):
             row["image_width"], row["image_height"] = row["image_height"], row["image_width"]
-        stated = tag is not None or photo.turn is not None
-        tag = (photo.turn if photo.kind == "avif" else None) or (1 if stated else None)
+        tag = 1
+    elif photo.kind == "avif":
+        tag = photo.turn or (1 if tag is not None else None)
     elif tag is not None and tag not in ORIENTATIONS:
         warnings.append("orientation_invalid")
         tag = 1
