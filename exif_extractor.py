@@ -1,7 +1,9 @@
-"""Where, when and how each photo was taken: one table row per image file, from its header alone.
+"""Where, when and how each photo was taken: one table row per image file, from its header and the
+XMP sidecar or Google Takeout file beside it.
 
 Reads data/images/ (any tree of JPEG, PNG, BMP, TIFF, WebP, AVIF and HEIC files; never changes one),
-writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read again.
+writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read again. What every
+column, source and warning means: data/README.md.
 
     python exif_extractor.py
     python exif_extractor.py --image-dir ~/Pictures --data-dir trip --geojson
