@@ -33,6 +33,7 @@ test-all: .venv/dev  ## the slow tests too
 lint: .venv/dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 bench: .venv/dev  ## speed against ExifTool and the official depth procedure
 	$(PY) benchmarks/bench_exif.py
@@ -46,7 +47,7 @@ notebooks: demo .venv/dev  ## run the notebooks from the top on the demo photos,
 	.venv/bin/jupyter-execute --inplace notebooks/*.ipynb
 
 clean:  ## everything that can be made again; photos, tables and models stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .coverage evaluation data/cache data/demo/cache
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage evaluation data/cache data/demo/cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .venv/bin/python:

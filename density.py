@@ -12,6 +12,7 @@ import argparse
 import functools
 import hashlib
 import importlib.util
+import io
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ import os
 import shlex
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, NoReturn
@@ -48,6 +49,7 @@ BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one 
 LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
 DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not used as a label
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
+LEAST_RADIUS_KM = 1e-3  # no position is known better than to a metre
 
 # ---------------------------------------------------------------- files
 
@@ -56,6 +58,17 @@ def stop(message: str) -> NoReturn:
     """End the run with exit code 2 and one line on stderr: the user must change something."""
     print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def run_script(main: Callable[[], int]) -> NoReturn:
+    """Run a script as a program: characters that the output's encoding lacks (cp1252 has no minus)
+    are shown as "?", Ctrl-C ends it with one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # None without a console
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from here")
 
 
 def silent(message: str) -> None:
@@ -318,54 +331,23 @@ def density_per_km2(lat, lon, at_lat, at_lon, bandwidth_km: float) -> np.ndarray
     return total
 
 
-def sampling_weights(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float) -> np.ndarray:
-    """Weights of mean 1, inverse to the root of the local density, so that crowded places do not
-    drown the rest; photos without position get 1. Kish's effective number is sum²/sum of squares.
-    """
-    weights = np.ones(len(lat))
-    placed = np.isfinite(lat) & np.isfinite(lon)
-    if placed.any():
-        here = lat[placed], lon[placed]
-        weights[placed] = density_per_km2(*here, *here, bandwidth_km) ** -0.5
-        weights[placed] /= weights[placed].mean()
-    return weights
-
-
-def mixture_log_per_km2(at, centres, log_weights, bandwidth_km) -> np.ndarray:
-    """Log density per km² at points `at` (..., M, 3) of mixtures with centres (..., K, 3).
-
-    `log_weights` and `bandwidth_km` are (..., K); the weights of one mixture sum to 1.
-    """
-    apart = arc_km(at[..., :, None, :], centres[..., None, :, :])
-    terms = log_weights[..., None, :] + kernel_log_per_km2(apart, bandwidth_km[..., None, :])
-    top = terms.max(axis=-1, keepdims=True)
-    return (top + np.log(np.exp(terms - top).sum(axis=-1, keepdims=True)))[..., 0]
-
-
-def sample_mixture(centres, log_weights, bandwidth_km, count: int, seed: int = 0) -> np.ndarray:
-    """Draw (count, 3) unit vectors from one mixture; the same seed draws the same points.
-
-    Exact von Mises–Fisher sampling on the sphere (Wood 1994): cos of the angle by inversion.
-    """
-    rng = np.random.default_rng(seed)
-    weights = np.exp(log_weights - log_weights.max())
-    chosen = rng.choice(len(weights), count, p=weights / weights.sum())
-    kappa = (EARTH_RADIUS_KM / bandwidth_km[chosen]) ** 2
-    uniform = rng.uniform(1e-12, 1, count)
+def draw_around(centres, bandwidth_km, uniform, normal) -> np.ndarray:
+    """One point (..., 3) of each von Mises–Fisher kernel from uniform numbers (...) and normal
+    ones (..., 3): exact on the sphere, the cosine of the angle by inversion (Wood 1994)."""
+    kappa = (EARTH_RADIUS_KM / bandwidth_km) ** 2
     versine = -np.log(uniform + (1 - uniform) * np.exp(-2 * kappa)) / kappa  # 1 − cos
     sine = np.sqrt(np.clip(versine * (2 - versine), 0, 1))
-    tangent = np.cross(centres[chosen], rng.standard_normal((count, 3)))
-    tangent /= np.linalg.norm(tangent, axis=1, keepdims=True)
-    return centres[chosen] * (1 - versine)[:, None] + tangent * sine[:, None]
+    tangent = np.cross(centres, normal)
+    tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True)
+    return centres * (1 - versine)[..., None] + tangent * sine[..., None]
 
 
-def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: int) -> list[tuple]:
-    """At most `count` places (lat, lon, probability) of one mixture, most probable first.
+def distinct_places(centres, draws, reach_km: float, count: int) -> list[tuple]:
+    """At most `count` places (lat, lon, probability) of one density, most probable first.
 
-    A place is one of the centres with what lies within `reach_km` of it and not of an earlier
-    one, by 1,000 draws; places with less than 2 % are left out.
+    A place is one of the centres (K, 3) with the draws (S, 3) that lie within `reach_km` of it
+    and not of an earlier one; places with less than 2 % are left out.
     """
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
     near = arc_km(centres[:, None], draws[None]) <= reach_km
     places = []
     for _ in range(count):
@@ -377,20 +359,6 @@ def distinct_places(centres, log_weights, bandwidth_km, reach_km: float, count: 
         places.append((float(lat), float(lon), float(shares[best])))
         near = near & ~near[best]
     return places
-
-
-def credible_radius_km(point, centres, log_weights, bandwidth_km, level) -> np.ndarray:
-    """Radius around `point` (3,) that holds the share `level` of one mixture, by 1,000 draws; of
-    several levels (L,) the radii (L,)."""
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
-    return np.quantile(arc_km(draws, point), level)
-
-
-def share_nearer(point, truth, centres, log_weights, bandwidth_km) -> float:
-    """Share of one mixture that lies nearer to `point` (3,) than the truth (3,), by the draws of
-    credible_radius_km: uniform over photos where the mixture is right (Dawid 1984)."""
-    draws = sample_mixture(centres, log_weights, bandwidth_km, 1000)
-    return float((arc_km(draws, point) < arc_km(truth, point)).mean())
 
 
 def spread_order(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
@@ -450,8 +418,10 @@ def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def trusted_position(row: dict) -> tuple[float, float] | None:
-    """Latitude and longitude of a row; None where a cell is none or the extractor doubts them."""
+    """Latitude and longitude of a row; None where a cell is none, doubted or an estimate."""
     if set(str(row["warnings"] or "").split(";")) & set(DOUBTED_POSITION):
+        return None
+    if row.get("gps_source") == "estimate":
         return None
     try:
         lat, lon = float(row["gps_latitude"]), float(row["gps_longitude"])
@@ -533,4 +503,4 @@ def draw_maps(data_dir: Path, bandwidth_km: float | None) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

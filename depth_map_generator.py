@@ -41,6 +41,7 @@ from density import (
     next_command,
     one_line_for_files,
     ready_to_write,
+    run_script,
     spread_order,
     stop,
     sweep_temporaries,
@@ -515,4 +516,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_script(main)

@@ -159,9 +159,7 @@ def findings(metrics: dict, difference: dict) -> list[str]:
             lines.append(
                 f"{TITLES[model]}: geometric mean position error "
                 f"{distance_label(gps['geometric_mean_km'])}, {better} nearest neighbours' "
-                f"{distance_label(gps['knn_geometric_mean_km'])}; "
-                f"{gps['inside_radius50'] * 100:.0f} % of the photos lie inside the 50 % radius, "
-                f"{gps['inside_radius90'] * 100:.0f} % inside the 90 % radius."
+                f"{distance_label(gps['knn_geometric_mean_km'])}."
             )
             told = gps.get("log_likelihood")
             if told:
@@ -170,6 +168,7 @@ def findings(metrics: dict, difference: dict) -> list[str]:
                     f"{told['posterior']:.2f}, with the head's point alone {told['head']:.2f}, "
                     f"with the training positions alone {told['positions']:.2f} (higher is better)."
                 )
+        lines += interval_findings(TITLES[model], block)
         if block["sun"]["n"]:
             lines.append(
                 f"{TITLES[model]}: mean error of the sun's elevation "
@@ -190,6 +189,23 @@ def findings(metrics: dict, difference: dict) -> list[str]:
             f"Adding depth changes the {what} by {signed(value, show)} on the same "
             f"{block['n']} photos " + (f"({between}): {verdict}." if limits else "(one group).")
         )
+    return lines
+
+
+def interval_findings(model: str, block: dict) -> list[str]:
+    """What the intervals of one model are worth, and when it is confident."""
+    heads = {"gps": "positions", "time": "times", "altitude": "altitudes"}
+    units = {"gps": distance_label, "time": "{:.0f} min".format, "altitude": "{:.0f} m".format}
+    known = {head: name for head, name in heads.items() if block[head]["n"]}
+    held = ", ".join(
+        f"{block[head]['coverage50']:.0%} and {block[head]['coverage90']:.0%} of the {name}"
+        for head, name in known.items()
+    )
+    lines = [f"{model}: the 50 % and 90 % intervals held {held}."] if known else []
+    for head, name in known.items():
+        sure, error = block[head]["confident"], block[head]["confident_error"]
+        told = f", with an error of {units[head](error)}" if sure else ""
+        lines.append(f"{model}: {sure} of {block[head]['n']} {name} are confident{told}.")
     return lines
 
 
@@ -264,7 +280,7 @@ def predict_unknown(
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor
 
-    files = list_photos(paths)
+    files = list_photos(paths, print)
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", print)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
@@ -287,19 +303,29 @@ def predict_unknown(
     return failures
 
 
-def print_prediction(row: dict, turned: int) -> None:
-    half, most = distance_label(row["radius50_km"]), distance_label(row["radius90_km"])
-    print(
-        f"{row['filename']}\n"
-        f"  position     {row['latitude']:.5f}, {row['longitude']:.5f} "
-        f"± {half} (50 %), {most} (90 %)\n"
-        f"  most likely  {row['places'] or 'no distinct place'}\n"
-        f"  time         {row['time']} (certainty {row['time_certainty']:.2f}), "
-        f"sun {row['sun_elevation_deg']:.0f}° high\n"
-        f"  orientation  {row['orientation']} ({row['orientation_probability'] * 100:.0f} %"
-        f"{', turned upright first' if turned else ''})\n"
-        f"  altitude     {row['altitude_m']:.0f} m"
-    )
+def print_prediction(row: dict, turned: bool) -> None:
+    """One photo on screen; a dash where nothing was learned."""
+
+    def told(name: str, text: str) -> None:
+        known = row[name] is not None
+        sure = "" if not known or row[f"{label}_confident"] else ", not confident"
+        print(f"  {label:<13}{text.format(**row, half=half, most=most) + sure if known else '–'}")
+
+    half = distance_label(row["radius50_km"]) if row["radius50_km"] is not None else ""
+    most = distance_label(row["radius90_km"]) if row["radius90_km"] is not None else ""
+    strange = (row["strangeness"] or 0) > 1
+    print(row["filename"] + (": unlike all training photos" if strange else ""))
+    label = "position"
+    told("latitude", "{latitude:.5f}, {longitude:.5f} ± {half} (50 %), {most} (90 %)")
+    print(f"  most likely  {row['places'] or 'no distinct place'}")
+    label = "time"
+    told("time", "{time} ± {time50_minutes:.0f} min (50 %), {time90_minutes:.0f} min (90 %)")
+    label = "altitude"
+    told("altitude_m", "{altitude_m:.0f} m ± {altitude50_m:.0f} (50 %), {altitude90_m:.0f} (90 %)")
+    turn = ", turned upright first" if turned else ""
+    print(f"  orientation  {row['orientation']} ({row['orientation_probability']:.0%}{turn})")
+    if row["sun_elevation_deg"] is not None:
+        print(f"  sun          {row['sun_elevation_deg']:.0f}° high")
 
 
 # ---------------------------------------------------------------- command line
@@ -350,4 +376,4 @@ def answer(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

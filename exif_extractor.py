@@ -8,28 +8,38 @@ writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read 
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from density import EARTH_RADIUS_KM, next_command, stop, sweep_temporaries, write_atomically
-from geophoto.clocks import zone_offset
+from density import (
+    EARTH_RADIUS_KM,
+    next_command,
+    one_line_for_files,
+    run_script,
+    stop,
+    sweep_temporaries,
+    write_atomically,
+)
+from geophoto.clocks import lacks_zone, zone_offset, zones_missing
 from geophoto.labels import finish_row
 from geophoto.orientations import ORIENTATION_CLASSES
-from geophoto.pictures import scan
-from geophoto.readers import Crew
+from geophoto.pictures import Listing, scan
+from geophoto.readers import read_blocks
 from geophoto.table import (
+    PASSING,
     TABLE_FORMAT,
-    Known,
+    Memory,
     encode_record,
-    reusable_record,
     write_positions,
     write_table,
 )
@@ -44,22 +54,24 @@ WORKERS = min(os.cpu_count() or 1, 8)  # reading processes; reading headers is m
 
 
 class Summary:
-    """Counts over the rows, kept small: positions as 16 bytes a photo, no rows."""
+    """Counts over the rows, kept small: 8 bytes a photo, no rows."""
 
     NAMED = 20  # unreadable files named one by one before only their number is told
 
     def __init__(self) -> None:
         from array import array
-        from collections import Counter
 
-        self.photos, self.counts, self.cameras = 0, Counter(), Counter()
-        self.orientations, self.sources, self.warnings = Counter(), Counter(), Counter()
+        self.counts: Counter = Counter()  # of photos, and of each column that is known
+        self.cameras: Counter = Counter()
+        self.orientations: Counter = Counter()
+        self.sources: Counter = Counter()
+        self.warnings: Counter = Counter()
         self.unreadable: list[str] = []
         self.moments = array("q")
-        self.extremes: dict[int, tuple[float, tuple]] = {}
+        self.places: list[tuple] = []  # unit vectors, thinned to the outermost now and then
 
     def add(self, row: dict, fresh: bool = True) -> None:
-        self.photos += 1
+        self.counts["photos"] += 1
         self.counts["fresh"] += fresh
         self.counts[row["status"]] += 1
         for column in ("gps_latitude", "datetime", "gps_altitude", "datetime_utc"):
@@ -83,27 +95,24 @@ class Summary:
         if moment:
             self.moments.append(hash((lat, lon, moment[:19])))
         y, x = math.radians(lat), math.radians(lon)
-        point = (math.cos(y) * math.cos(x), math.cos(y) * math.sin(x), math.sin(y))
-        for number, along in enumerate(_DIRECTIONS):
-            reach = along[0] * point[0] + along[1] * point[1] + along[2] * point[2]
-            if number not in self.extremes or reach > self.extremes[number][0]:
-                self.extremes[number] = (reach, point)
+        self.places.append((math.cos(y) * math.cos(x), math.cos(y) * math.sin(x), math.sin(y)))
+        if len(self.places) > 1000:
+            self.places = outermost(self.places)
 
     def span_km(self) -> float:
         """Largest distance between two photos, of the outermost in 26 directions."""
-        points = [point for _, point in self.extremes.values()]
-        chord = max((math.dist(a, b) for a in points for b in points), default=0.0)
+        places = outermost(self.places)
+        chord = max(math.dist(a, b) for a in places for b in places)
         return 2 * EARTH_RADIUS_KM * math.asin(min(chord / 2, 1.0))
 
     def repeated(self) -> int:
         """Photos that share position and second with an earlier one."""
-        moments = sorted(self.moments)
-        return sum(a == b for a, b in itertools.pairwise(moments))
+        return len(self.moments) - len(set(self.moments))
 
     def lines(self) -> list[str]:
         count = self.counts
         told = [
-            f"{self.photos} photos: {count['ok']} with metadata, {count['no_exif']} without, "
+            f"{count['photos']} photos: {count['ok']} with metadata, {count['no_exif']} without, "
             f"{count['unreadable']} unreadable",
             f"  position {count['gps_latitude']}  altitude {count['gps_altitude']}  "
             f"time {count['datetime']}  UTC {count['datetime_utc']}"
@@ -118,7 +127,7 @@ class Summary:
             names = ", ".join(f"{' '.join(filter(None, camera))} ({n})" for camera, n in best)
             most = "most: " if len(self.cameras) > 3 else ""
             told.append(f"  cameras: {len(self.cameras)} ({most}{names})")
-        if self.extremes:
+        if self.places:
             told.append(
                 f"  span {self.span_km():.3g} km, "
                 f"{self.repeated()} repeat another's position and second"
@@ -132,9 +141,14 @@ class Summary:
         return told + [f"  … and {rest} more: see status and warnings in the table"] * (rest > 0)
 
 
-_DIRECTIONS = tuple(
-    (x, y, z) for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) != (0, 0, 0)
-)
+def outermost(vectors: list[tuple]) -> list[tuple]:
+    """The farthest of some vectors (x, y, z) towards each face, edge and corner of a cube."""
+    found = []
+    for x, y, z in itertools.product((-1, 0, 1), repeat=3):
+        reach = [x * a + y * b + z * c for a, b, c in vectors]
+        found.append(vectors[reach.index(max(reach))])
+    return found
+
 
 # ---------------------------------------------------------------- the run
 
@@ -144,159 +158,100 @@ def extract(
 ) -> dict:
     """Bring the table up to date; return {"lines": summary, "unreadable": n, "read": n}.
 
-    Rows of unchanged files (size and time) are taken over. A killed run leaves a journal from
-    which the next one goes on.
+    Rows of unchanged files are taken over. A killed run leaves a journal from which the next one
+    goes on.
     """
     if any(data_dir.glob(".exif_data*.tmp")):  # a killed run's; the search below it takes long
         sweep_temporaries(data_dir)
-    table, state_file = data_dir / "exif_data.json", data_dir / ".exif_data.state.json"
     found = scan(image_dir)
-    for folder in found.unread:
-        print(f"exif_extractor: folder not read: {folder}", file=sys.stderr)
-    names = found.names
     settings = {"format": TABLE_FORMAT, "round_km": round_km, "image_dir": str(image_dir.resolve())}
-    journals = sorted(data_dir.glob(".exif_data.*.journal"))
-    for journal in journals if overwrite else []:
-        journal.unlink()
-    state = {} if overwrite else _read_state(state_file, table)
-    current = bool(state) and {key: state.get(key) for key in settings} == settings
-    paths = _Paths(image_dir, found.disk)
-    if current and _all_unchanged(names, paths, table, state["summary"]["photos"]):
-        result = state["summary"] | {"read": 0}
+    memory = Memory(data_dir, settings)
+    if overwrite:
+        memory.forget()
+    result = memory.result()
+    if result and memory.unchanged(found.files()):
+        result["read"] = 0
     else:
-        known = [Known(table)] if current else []
-        for journal in journals if not overwrite else []:
-            if _header(journal) == settings:
-                known.append(Known(journal))
-        result = _rebuild(names, paths, data_dir, known, settings, workers)
-        about = table.stat()
-        state = settings | {"size": about.st_size, "mtime_ns": about.st_mtime_ns, "summary": result}
-
-        with write_atomically(state_file, "w", encoding="utf-8") as file:
-            json.dump(state, file)
-        for journal in data_dir.glob(".exif_data.*.journal"):
-            journal.unlink()
-    lines = [*result["lines"]]
-    if found.raw:
-        first = ", ".join(found.raw[:20]) + " …" * (len(found.raw) > 20)
-        lines.append(f"  RAW, not supported: {len(found.raw)}: {first}")
-    lines += [f"  left out, name equal to another's after NFC: {n!r}" for n in found.collisions]
-    return result | {"lines": lines}
+        result = _rebuild(found, memory, round_km, workers)
+        memory.keep(result)
+    return result | {"lines": [*result["lines"], *(f"  {line}" for line in found.left_out())]}
 
 
-class _Paths:
-    """File of a table name, as text: a Path object each would cost more than reading it."""
-
-    def __init__(self, image_dir: Path, disk: dict[str, str]) -> None:
-        self.root, self.disk = os.path.join(image_dir, ""), disk
-
-    def __getitem__(self, name: str) -> str:
-        return self.root + self.disk.get(name, name)
-
-
-def _header(journal: Path) -> dict | None:
-    try:
-        with open(journal, encoding="utf-8") as file:
-            return json.loads(file.readline())
-    except (OSError, ValueError):
-        return None
-
-
-def _read_state(state_file: Path, table: Path) -> dict:
-    """What the last run noted, if the table is still the one it wrote."""
-    try:
-        state, about = json.loads(state_file.read_text(encoding="utf-8")), table.stat()
-        same = (state["size"], state["mtime_ns"]) == (about.st_size, about.st_mtime_ns)
-        return state if same else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _all_unchanged(names: list[str], paths: _Paths, table: Path, photos: int) -> bool:
-    if len(names) != photos or not (table.parent / "exif_data.csv").exists():
-        return False
-    known = [Known(table)]
-    return all(reusable_record(name, paths[name], known) for name in names)
-
-
-def _rebuild(
-    names: list[str],
-    paths: _Paths,
-    data_dir: Path,
-    known: list[Known],
-    settings: dict,
-    workers: int,
-) -> dict:
+def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> dict:
     """Write the table from known and freshly read rows, keeping a journal of the fresh ones."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    size = max(16, min(256, len(names) // workers + 1))  # files handed to a reader at once
-    crew = Crew(_blocks(names, paths, known, size), workers)
-    if crew.busy:  # load what the rows will need while the first files are being read
-        zone_offset(0.0, 0.0, datetime(2000, 1, 1))
-    summary, progress = Summary(), _Progress(len(names))
-    number = 1 + len(list(data_dir.glob(".exif_data.*.journal")))
-    journal_file = data_dir / f".exif_data.{number:04d}.journal"
+    memory.folder.mkdir(parents=True, exist_ok=True)
+    size = max(16, min(256, len(found.names) // workers + 1))  # files handed to a reader at once
+    blocks = _blocks(memory.rows(found.files()), size)
+    summary, progress = Summary(), _Progress(len(found.names))
 
-    def records(journal: Any) -> Iterator[tuple[str, dict]]:
-        for block, raw in crew.results():
-            fresh = dict(zip((n for n, record in block if record is None), raw, strict=True))
-            for name, record in block:
-                if record is None:
-                    row = finish_row(name, fresh[name], settings["round_km"])
-                    record = encode_record(row)
-                    journal.write(record + "\n")
-                else:
-                    row = json.loads(record)
-                summary.add(row, fresh=name in fresh)
+    def records() -> Iterator[tuple[str, dict]]:
+        for block, raw in read_blocks(blocks, workers, _load_zones):
+            fresh = iter(raw)
+            for name, _, row, stamp in block:
+                read = next(fresh) if row is None else None
+                if read:
+                    row = finish_row(name, read, round_km)
+                    passing = row["warnings"] in PASSING or lacks_zone(row)  # tried again next time
+                    stamp = [name] if passing else [name, *read["stamp"]]
+                record, stamp = encode_record(row), encode_record(stamp)
+                if read:
+                    journal.write(f"[{stamp}, {record}]\n")
+                stamps.write(stamp + "\n")
+                summary.add(row, fresh=read is not None)
                 yield record, row
             journal.flush()
             progress.add(len(block))
 
-    with open(journal_file, "w", encoding="utf-8", newline="\n") as journal:
-        journal.write(json.dumps(settings) + "\n")
-        write_table(records(journal), data_dir)
+    with (
+        open(memory.next_journal(), "w", encoding="utf-8", newline="\n") as journal,
+        write_atomically(memory.stamps, "w", encoding="utf-8", newline="\n") as stamps,
+    ):
+        journal.write(json.dumps(memory.settings) + "\n")
+        write_table(records(), memory.folder)
     progress.close()
+    lines = summary.lines()
+    if missing := zones_missing():
+        lines.append(
+            f"  no data of time zones on this computer ({', '.join(missing[:3])}): "
+            "UTC and sun stay empty where they need it; run: pip install tzdata"
+        )
     return {
-        "lines": summary.lines(), "photos": summary.photos,
+        "lines": lines, "photos": summary.counts["photos"],
         "unreadable": summary.counts["unreadable"], "read": summary.counts["fresh"],
     }  # fmt: skip
 
 
-def _blocks(
-    names: list[str], paths: _Paths, known: list[Known], size: int
-) -> Iterator[tuple[list, list[str]]]:
-    """Yield ([(name, known record or None), …], files to read) in order of name."""
-    block, files = [], []
-    for name in names:
-        line = reusable_record(name, paths[name], known) if known else None
-        block.append((name, line))
-        if line is None:
-            files.append(paths[name])
-        if len(files) >= size or len(block) >= 1024:
-            yield block, files
-            block, files = [], []
-    if block:
-        yield block, files
+def _blocks(rows: Iterator[tuple], size: int) -> Iterator[tuple[list, list[tuple[str, ...]]]]:
+    """Yield ([(name, paths, known row or None, its stamp), …], files to read) in order of name."""
+    while block := list(itertools.islice(rows, size)):
+        yield block, [paths for _, paths, row, _ in block if row is None]
+
+
+@functools.cache
+def _load_zones() -> None:
+    """Load what the rows will need while the first files are being read."""
+    zone_offset(0.0, 0.0, datetime(2000, 1, 1))
 
 
 class _Progress:
     """A bar on stderr, from the second second on: importing it takes longer than small runs."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.begun, self.bar = total, 0, time.monotonic(), None
+        self.total, self.done, self.begun = total, 0, time.monotonic()
+        self.bar: Any = None
 
     def add(self, count: int) -> None:
         self.done += count
-        if self.bar is None and time.monotonic() - self.begun > 1:
+        if self.bar:
+            self.bar.update(count)
+        elif time.monotonic() - self.begun > 1:
             from tqdm import tqdm
 
-            self.bar = tqdm(total=self.total, unit=" photos", desc="exif", file=sys.stderr)
-            self.bar.update(self.done)
-        elif self.bar is not None:
-            self.bar.update(count)
+            about = {"total": self.total, "initial": self.done, "unit": " photos", "desc": "exif"}
+            self.bar = tqdm(file=sys.stderr, **about)
 
     def close(self) -> None:
-        if self.bar is not None:
+        if self.bar:
             self.bar.close()
 
 
@@ -311,12 +266,19 @@ def report(result: dict, data_dir: Path, image_dir: Path, geojson: bool) -> None
     print(next_command("depth_map_generator", data_dir, image_dir))
 
 
+NOTES = """\
+A photo is read again when its size, its time or its inode change time is another than last time. On
+file systems without the last (FAT, exFAT, and on Windows) an edit that keeps size and time goes
+unseen: --overwrite reads everything again.
+
+Exit codes: 0 done (unreadable photos keep their row and are named), 1 done, but with --strict some
+photos were unreadable, 2 you must change something."""
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done (unreadable photos keep their row and are named), "
-        "1 done, but with --strict some photos were unreadable, 2 you must change something.",
-    )  # fmt: skip
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, epilog=NOTES
+    )
     parser.add_argument(
         "--data-dir", default=DATA_DIR, help=f"where the table is written ({DATA_DIR})"
     )
@@ -345,13 +307,11 @@ def main(argv: list[str] | None = None) -> int:
         stop(f"no photos: {image_dir} is no folder; put them there or name theirs by --image-dir")
     if args.workers < 1 or not 0 <= args.round_km < 1000:
         stop("--workers must be at least 1, --round-km between 0 and 1000")
-    result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
-    report(result, data_dir, image_dir, args.geojson)
+    with one_line_for_files():
+        result = extract(image_dir, data_dir, args.workers, args.overwrite, args.round_km)
+        report(result, data_dir, image_dir, args.geojson)
     return 1 if args.strict and result["unreadable"] else 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("exif_extractor: interrupted; the same command goes on from here")
+    run_script(main)

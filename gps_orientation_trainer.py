@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import density
 from density import file_sha256, next_command
-from geophoto import checkpoints, features, finetune, frozen
+from geophoto import checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
 from geophoto.devices import Precision, from_first, processes, rank, together, wait_for_all
@@ -165,9 +165,7 @@ def train_frozen(
     shared: dict = {}
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
-            result = frozen.train_fold(data, fold_of, fold, precision, options, shared)
-            plain = {name: vars(result[name]) for name in ("posterior", "alone")}
-            done["folds"][fold] = {**result, **plain}
+            done["folds"][fold] = frozen.train_fold(data, fold_of, fold, precision, options, shared)
             checkpoints.save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
     results = [done["folds"][fold] for fold in range(options["folds"])]
@@ -182,7 +180,7 @@ def train_frozen(
     network.heads = trainer.heads
     return {
         "normalisation": vars(trainer.normalisation),
-        "posterior": frozen.middle_of([r["posterior"] for r in results]),
+        "densities": densities.as_plain(densities.combine_folds(results)),
         "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
         "gallery": trainer.gallery() if options["gallery"] else None,
         "held_out": frozen.in_order(results, len(photos)),
@@ -328,7 +326,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--overwrite", action="store_true", help="train again what is finished")
     add = parser.add_argument_group("experiments (the last six: fine-tuning)").add_argument
     add("--weight-decay", default=0.05, type=float, help="of AdamW")
-    add("--balanced", action=yes_no, default=False, help="crowded places count less")
     add("--head-rate", default=10.0, type=float, help="rate of the heads over the backbones'")
     add("--freeze-stages", default=0, type=int, help="first stages that stay as pretrained")
     add("--ema-decay", default=0.998, type=float, help="of the averaged weights kept; 0 = none")
@@ -383,7 +380,7 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
     }
     options = {
         name: getattr(args, name)
-        for name in ("split", "weight_decay", "gallery", "seed", "pretrained", "balanced")
+        for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
     }
     if frozen and processes() > 1:
         density.stop("frozen mode trains in one process: start it without torchrun")
@@ -404,4 +401,4 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    density.run_script(main)

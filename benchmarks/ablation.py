@@ -396,7 +396,6 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
     if hasattr(photo_set.backbone, "conv_head"):
         add("last stage tuned (not adopted)", lambda: last_stage(photo_set))
     add("time by the sun (not adopted)", lambda: by_the_sun(photo_set, found["answers"]))
-    add("crowded places less (not adopted)", lambda: train(photo_set, data, balanced=True))
     add("full recipe and depth", lambda: train(photo_set, photo_set.depth))
     found = add("full recipe, random folds", lambda: train(photo_set, data, "random"))
     table["nearest neighbours, random folds"] = found["knn_errors"] | begun

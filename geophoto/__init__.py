@@ -2,10 +2,13 @@
 
     orientations   six orientations: names, tags, pixels, how six views of a photo agree
     containers     bytes of a file → format, size, where its EXIF and XMP lie
-    tags           EXIF blocks and XMP packets → values of tags
+    tags           EXIF blocks → values of tags
+    packets        XMP packets, IPTC records → properties by name
     clocks         dates, offsets, the GPS clock → local time, UTC, the sun
     table          exif_data.json and .csv: columns, writer, readers, rows still valid
-    labels         one photo's header → its row: position, altitude, time, orientation, camera
+    sidecars       XMP sidecars and Takeout's JSON: which are a photo's, what they say
+    positions      what EXIF, XMP and Takeout say of a place → position, altitude, heading
+    labels         one photo's header and sidecars → its row: position, time, orientation, camera
     pictures       photos on disk: find them, open them upright
     readers        reading processes that a hostile file cannot harm
     origins        what maps and features were made from: bytes of a photo, how it was turned
@@ -18,7 +21,9 @@
     network        GPSPredictionNet: backbones, trunk, heads
     features       pretrained weights; photos → inputs → frozen features and their cache
     baselines      errors; trivial answers and nearest neighbours, which a model must beat
-    densities      gallery, posterior, radii: what heads and similar photos say together
+    voices         neighbours, head and prior as kernels, and their stacked weights
+    mixtures       mixtures of kernels as cells or draws: points and ranges
+    densities      the density of every head: point, intervals, confidence, strangers
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end

@@ -106,18 +106,25 @@ def mean_figures(figures: list[dict]) -> dict:
 # ---------------------------------------------------------------- neighbours
 
 
-def nearest_features(queries: np.ndarray, gallery: np.ndarray, k: int):
-    """Cosine similarity of the k nearest gallery rows, and their indices, each (Q, k)."""
+def nearest_features(
+    queries: np.ndarray, gallery: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cosine similarity of the k nearest gallery rows and their indices, each (Q, k), and the
+    Euclidean distance to the nearest row, (Q,)."""
     import torch
     from torch.nn import functional as F
 
-    gallery_unit = F.normalize(torch.from_numpy(np.asarray(gallery, np.float32)), dim=1)
-    similar, index = [], []
+    rows = torch.from_numpy(np.asarray(gallery, np.float32))
+    units, lengths = F.normalize(rows, dim=1), rows.norm(dim=1)
+    similar, index, away = [], [], []
     for part in torch.from_numpy(np.asarray(queries, np.float32)).split(512):
-        found = (F.normalize(part, dim=1) @ gallery_unit.T).topk(min(k, len(gallery_unit)), dim=1)
+        cosine, length = F.normalize(part, dim=1) @ units.T, part.norm(dim=1, keepdim=True)
+        found = cosine.topk(min(k, len(rows)), dim=1)
         similar.append(found.values)
         index.append(found.indices)
-    return torch.cat(similar).numpy(), torch.cat(index).numpy()
+        square = length**2 + lengths**2 - 2 * length * lengths * cosine
+        away.append(square.min(dim=1).values.clamp_min(0).sqrt())
+    return torch.cat(similar).numpy(), torch.cat(index).numpy(), torch.cat(away).numpy()
 
 
 def labelled_neighbours(queries, gallery, photos: Photos) -> dict[str, np.ndarray]:

@@ -17,13 +17,13 @@ import torch
 
 import density
 from density import file_sha256, silent
-from geophoto.densities import Posterior
+from geophoto.densities import from_plain
 from geophoto.network import GPSPredictionNet
 from geophoto.photos import Photos
 from geophoto.targets import HEADS, Normalisation
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
-FORMAT = 6  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 7  # of the checkpoint; raised when an older one can no longer be read
 
 # ---------------------------------------------------------------- write
 
@@ -121,12 +121,12 @@ def read_checkpoint(path: Path, say: Callable[[str], None] = silent) -> dict:
     return {k: v if k == "model" else numpy_again(v) for k, v in content.items()}
 
 
-def rebuild(checkpoint: dict) -> tuple[GPSPredictionNet, Normalisation, Posterior]:
-    """Network in eval mode, normalisation and posterior, from the checkpoint alone."""
+def rebuild(checkpoint: dict) -> tuple[GPSPredictionNet, Normalisation, dict]:
+    """Network in eval mode, normalisation and densities, from the checkpoint alone."""
     network = GPSPredictionNet(**checkpoint["model_config"])
     network.load_state_dict(checkpoint["model"])
-    posterior = Posterior(**checkpoint["posterior"])
-    return network.eval(), Normalisation(**checkpoint["normalisation"]), posterior
+    densities = from_plain(checkpoint["densities"])
+    return network.eval(), Normalisation(**checkpoint["normalisation"]), densities
 
 
 def finished_score(path: Path, identity: str, epochs: int) -> float | None:

@@ -6,6 +6,7 @@ In: texts and tags of one photo, its position. Out: datetimes, minutes east of U
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 import time
@@ -16,6 +17,10 @@ from geophoto import tags
 from geophoto.tags import numbers, text
 
 STALE_MINUTES = 15  # a GPS fix this old still tells the zone (they differ by 15 min at least)
+EXACT_MINUTES = 2  # a fresh GPS fix is this near to the camera's clock, offset apart
+ELSEWHERE_MINUTES = 30  # a clock this far from that of the photo's own place is another place's
+LEAST_OFFSET, LARGEST_OFFSET = -720, 840  # minutes east of UTC in use on Earth
+FIRST_YEAR = 1826  # of the oldest photograph that is left, Niépce's view from his window
 
 # ---------------------------------------------------------------- dates
 
@@ -38,7 +43,9 @@ def read_date(
         fraction if fraction and fraction.isascii() and fraction.isdigit() else ""
     )
     try:
-        when = datetime(*(int(part or 0) for part in parts), int(decimals[:6].ljust(6, "0") or 0))
+        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
+        micro = int(decimals[:6].ljust(6, "0") or 0)
+        when = datetime(year, month, day, hour, minute, second, micro)
     except ValueError:
         return None
     return when, read_offset(zone)
@@ -55,7 +62,12 @@ def read_offset(written: str | None) -> int | None:
         return None
     minutes = int(match[2]) * 60 + int(match[3])
     minutes = -minutes if match[1] == "-" else minutes
-    return minutes if -720 <= minutes <= 840 else None
+    return minutes if LEAST_OFFSET <= minutes <= LARGEST_OFFSET else None
+
+
+def is_doubtful(when: datetime) -> bool:
+    """Before the first photograph or after next year: a dead clock, or another calendar."""
+    return not FIRST_YEAR <= when.year <= time.gmtime().tm_year + 1
 
 
 def gps_clock(gps: dict) -> tuple[str | None, float] | None:
@@ -71,9 +83,10 @@ def gps_clock(gps: dict) -> tuple[str | None, float] | None:
         return None
     date = re.match(r"(\d{4})\D(\d{1,2})\D(\d{1,2})", text(gps.get(tags.GPS_DATE)) or "")
     try:
-        return datetime(*map(int, date.groups())).date().isoformat() if date else None, seconds
+        day = datetime(int(date[1]), int(date[2]), int(date[3])) if date else None
     except ValueError:
-        return None, seconds
+        day = None
+    return day.date().isoformat() if day and not is_doubtful(day) else None, seconds
 
 
 def iso_text(when: datetime) -> str:
@@ -95,17 +108,13 @@ def utc_text(nanoseconds: int) -> str | None:
 _zones: dict[str, Any] = {}
 
 
-def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None] | None:
-    """Minutes east of UTC that clocks at a position showed at local wall time `when`.
-
-    The second value flags a time that did not exist (dst_gap), existed twice (dst_fold: the first
-    is taken) or lies where two clocks are in use (zone_disputed). None where no zone is known.
-    """
+@functools.lru_cache(maxsize=64)
+def _zones_at(lat: float, lon: float) -> list[Any]:
+    """The time zones of a position: several where two clocks are in use, none without zone data."""
     import tzfpy
 
-    names = tzfpy.get_tzs(lon, lat)
-    offsets = []
-    for name in names:
+    found = []
+    for name in tzfpy.get_tzs(lon, lat):
         if name not in _zones:
             import zoneinfo
 
@@ -114,9 +123,21 @@ def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None
             except (zoneinfo.ZoneInfoNotFoundError, ValueError):
                 _zones[name] = None
         if _zones[name]:
-            for fold in (0, 1):
-                delta = when.replace(tzinfo=_zones[name], fold=fold).utcoffset()
-                offsets.append(round(delta.total_seconds() / 60))
+            found.append(_zones[name])
+    return found
+
+
+def _minutes(when: datetime) -> int:
+    return round((when.utcoffset() or timedelta()).total_seconds() / 60)
+
+
+def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None] | None:
+    """Minutes east of UTC that clocks at a position showed at local wall time `when`.
+
+    The second value flags a time that did not exist (dst_gap), existed twice (dst_fold: the first
+    is taken) or lies where two clocks are in use (zone_disputed). None where no zone is known.
+    """
+    offsets = _offsets(lat, lon, when)
     if not offsets:
         return None
     flag = None
@@ -127,58 +148,155 @@ def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None
     return offsets[0], flag
 
 
-def add_utc(row: dict, gps_time: tuple | None, warnings: list) -> None:
-    """Fill the UTC columns: offset tag, else the GPS clock, else the zone of the position."""
-    if not row["datetime"]:
-        if gps_time and gps_time[0]:
+def _offsets(lat: float, lon: float, when: datetime) -> list[int]:
+    """All that clocks at a position may have showed at a local wall time: two for each zone."""
+    zones = _zones_at(lat, lon)
+    return [_minutes(when.replace(tzinfo=zone, fold=fold)) for zone in zones for fold in (0, 1)]
+
+
+def offset_at_place(lat: float, lon: float, utc: datetime, near: int | None = None) -> int | None:
+    """Minutes east of UTC at a position at an instant; of several clocks in use, that `near`est."""
+    instant = utc.replace(tzinfo=UTC)
+    offsets = [_minutes(instant.astimezone(zone)) for zone in _zones_at(lat, lon)]
+    if near is None or len(offsets) < 2:
+        return offsets[0] if offsets else None
+    return min(offsets, key=lambda minutes: abs(minutes - near))
+
+
+def zones_missing() -> list[str]:
+    """Time zones asked for in this process of which the computer has no data."""
+    return sorted(name for name, zone in _zones.items() if zone is None)
+
+
+def lacks_zone(row: dict) -> bool:
+    """Whether missing zone data left the time at a photo's place empty, and perhaps its UTC."""
+    timed = row["datetime"] or row["datetime_utc"]
+    known = timed and row["gps_latitude"] is not None
+    return bool(known and not row["datetime_at_place"] and zones_missing())
+
+
+# ---------------------------------------------------------------- UTC
+
+
+def add_utc(
+    row: dict,
+    gps_time: tuple | None,
+    taken_utc: datetime | None,
+    place: tuple[float, float] | None,
+    warnings: list,
+) -> None:
+    """Fill the UTC columns and the time at the place.
+
+    UTC comes from the offset tag, else the GPS clock, else the zone of the position `place`; of a
+    photo without a local time from Takeout, which then tells that as well, or the GPS clock.
+    """
+    with contextlib.suppress(OverflowError):  # the years 1 and 9999
+        if row["datetime"]:
+            _add_offset(row, datetime.fromisoformat(row["datetime"]), gps_time, place, warnings)
+        elif taken_utc:
+            row["datetime_utc"], row["utc_source"] = iso_text(taken_utc), "takeout"
+            minutes = offset_at_place(*place, taken_utc) if place else None
+            if minutes is not None:
+                row["utc_offset_minutes"] = minutes
+                row["datetime"] = iso_text(taken_utc + timedelta(minutes=minutes))
+        elif gps_time and gps_time[0]:
             row["datetime_utc"] = _clock(gps_time).isoformat(timespec="seconds")
             row["utc_source"] = "gps_time"
-        return
-    when, dated = datetime.fromisoformat(row["datetime"]), bool(gps_time and gps_time[0])
-    ahead = (when - _clock(gps_time, when)).total_seconds() / 60 if gps_time else None
+        if row["datetime_utc"] and place:
+            _add_time_at_place(row, place, warnings)
+
+
+def _add_offset(
+    row: dict,
+    when: datetime,
+    gps_time: tuple | None,
+    place: tuple[float, float] | None,
+    warnings: list,
+) -> None:
+    dated = bool(gps_time and gps_time[0])
+    day = when.date().isoformat()
+    ahead = (when - _clock(gps_time, day)).total_seconds() / 60 if gps_time else None
+    if row["camera_make"] == "Apple" and not dated and abs(ahead or 0) <= EXACT_MINUTES:
+        ahead = None  # iPhones up to iOS 5 wrote the local time there, and no date
     minutes, source = row["utc_offset_minutes"], row["utc_source"]
     if source is None:
-        known = row["gps_latitude"] is not None and "gps_zero" not in warnings
-        place = (row["gps_latitude"], row["gps_longitude"]) if known else None
         minutes, source, noted = _infer_offset(place, when, ahead, dated)
         warnings.extend(noted)
-    elif dated and abs(ahead - minutes) > STALE_MINUTES:
+    elif ahead is not None and dated and abs(ahead - minutes) > STALE_MINUTES:
         warnings.append("gps_time_differs")
-    if minutes is None:
-        return
-    with contextlib.suppress(OverflowError):  # the years 1 and 9999
+    if minutes is not None:
         row["datetime_utc"] = iso_text(when - timedelta(minutes=minutes))
         row["utc_offset_minutes"], row["utc_source"] = minutes, source
 
 
 def _infer_offset(
-    place: tuple | None, when: datetime, ahead: float | None, dated: bool
+    place: tuple[float, float] | None, when: datetime, ahead: float | None, dated: bool
 ) -> tuple[int | None, str | None, list[str]]:
-    """Offset, its source and warnings, from local time minus GPS time or from the position."""
-    rounded = _plausible_offset(ahead) if dated else None
-    if rounded is not None:
-        return rounded, "gps_time", []
+    """Offset, its source and warnings, from local minus GPS time and the zone of the position.
+
+    The GPS clock is right where it agrees with the zone, or says that the camera runs on another
+    whole or half hour (DESIGN: within 2 minutes); else its fix is old, and the zone counts.
+    """
     local = zone_offset(*place, when) if place else None
-    differs = ["gps_time_differs"] if dated else []
-    if local is None:
-        return None, None, differs
-    days = (0,) if dated else (-1440, 0, 1440)
-    if ahead is not None and any(abs(ahead + day - local[0]) <= STALE_MINUTES for day in days):
-        return local[0], "gps_time", []  # the fix was a little old, or undated, but says the same
-    return local[0], "position_timezone", differs + ([local[1]] if local[1] else [])
+    clocks = _offsets(*place, when) if place and local else []
+    if ahead is not None and not dated:
+        ahead = _likeliest_day(ahead, clocks)
+    rounded = _plausible_offset(ahead) if ahead is not None else None
+    if local is None or not place:
+        differs = ["gps_time_differs"] if dated and rounded is None else []
+        return rounded, None if rounded is None else "gps_time", differs
+    if ahead is None:
+        return local[0], "position_timezone", [local[1]] if local[1] else []
+    nearest = min(clocks, key=lambda minutes: abs(ahead - minutes))
+    if rounded is not None and abs(rounded - nearest) < ELSEWHERE_MINUTES:
+        return rounded, "gps_time", []
+    if rounded is not None and rounded % 30 == 0:
+        return rounded, "gps_time", []  # `_add_time_at_place` says clock_elsewhere
+    if abs(ahead - nearest) <= STALE_MINUTES:
+        return nearest, "gps_time", []
+    noted = ["fix_stale"] if abs(ahead - nearest) >= ELSEWHERE_MINUTES else []
+    if not noted or abs(ahead - nearest) >= 1440:
+        noted.append("gps_time_differs")
+    return local[0], "position_timezone", noted + ([local[1]] if local[1] else [])
 
 
-def _clock(gps_time: tuple, when: datetime | None = None) -> datetime:
-    """UTC of the GPS fix; on the local day where the fix is undated."""
-    day = datetime.fromisoformat(gps_time[0] or when.date().isoformat())
-    return day + timedelta(seconds=round(gps_time[1], 3))
+def _likeliest_day(ahead: float, clocks: list[int]) -> float:
+    """Local minus undated GPS time, on the day that makes it an offset.
+
+    Where two days do, the one nearest to a clock of the place; without a place that of more people:
+    +12 and +13 h are New Zealand, −12 and −11 h hardly anyone, −10 h Hawaii.
+    """
+    least, largest = LEAST_OFFSET - EXACT_MINUTES, LARGEST_OFFSET + EXACT_MINUTES
+    first = (ahead - least) % 1440 + least
+    days = [first, first + 1440] if first + 1440 <= largest else [first]
+    if clocks:
+        return min(days, key=lambda day: min(abs(day - clock) for clock in clocks))
+    return days[-1] if first <= -660 + EXACT_MINUTES else first
+
+
+def _add_time_at_place(row: dict, place: tuple[float, float], warnings: list) -> None:
+    """Fill datetime_at_place, and say so where the camera's clock is not that of the place."""
+    utc, minutes = datetime.fromisoformat(row["datetime_utc"]), row["utc_offset_minutes"]
+    there = offset_at_place(*place, utc, minutes)
+    if there is None:
+        return
+    row["datetime_at_place"] = iso_text(utc + timedelta(minutes=there))
+    told = row["utc_source"] in ("offset_tag", "gps_time") and minutes is not None
+    if told and abs(minutes - there) >= ELSEWHERE_MINUTES:
+        warnings.append("clock_elsewhere")
+
+
+def _clock(gps_time: tuple, day: str = "") -> datetime:
+    """UTC of the GPS fix; where the fix is undated, on the day given."""
+    return datetime.fromisoformat(gps_time[0] or day) + timedelta(seconds=round(gps_time[1], 3))
 
 
 def _plausible_offset(ahead: float) -> int | None:
-    """The offset in use on Earth within 5 min of local minus GPS time, in minutes; else None."""
+    """The offset in use on Earth that local minus GPS time is, to EXACT_MINUTES; else None."""
     minutes = round(ahead / 15) * 15
     quarter = minutes % 60 in (15, 45) and minutes not in (345, 525, 765, 825)  # Nepal … Chatham
-    return minutes if abs(ahead - minutes) <= 5 and -720 <= minutes <= 840 and not quarter else None
+    near = abs(ahead - minutes) <= EXACT_MINUTES and LEAST_OFFSET <= minutes <= LARGEST_OFFSET
+    return minutes if near and not quarter else None
 
 
 # ---------------------------------------------------------------- sun

@@ -1,346 +1,395 @@
-"""What the heads and the most similar training photos say together: gallery, posterior, radii.
+"""Every head answers with a density: its point, its intervals, and whether it may be sure.
 
-In: raw predictions, the gallery. Out: points, credible radii, likely places, log-likelihoods.
+In: raw predictions, the gallery of training photos. Out: answers (lat, lon, minutes, altitude) with
+50 and 90 % intervals, likely places, log-likelihoods; everything is chosen on held-out photos.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
 
 import density
-from geophoto.baselines import KNN_SIZES, answer_errors, mean_error, nearest_features
+from geophoto.baselines import nearest_features
+from geophoto.mixtures import CANDIDATES, DRAWS, Grid, Ranges, draw_positions, position_points
 from geophoto.photos import Photos
-from geophoto.targets import decode, time_point
+from geophoto.targets import MINUTES_PER_DAY, Normalisation, decode, minutes_apart
+from geophoto.voices import (
+    MOST_FITTED,
+    MOST_PRIOR,
+    NEIGHBOURS,
+    Circle,
+    Evidence,
+    Line,
+    Space,
+    Sphere,
+    Stack,
+    fit_stack,
+    voice_of,
+)
 
-NEIGHBOURS = 64  # of the gallery that enter a prediction
-MOST_FOR_LEVELS = 1000  # validation photos that the levels of the radii are chosen by
-LEAN_SHARES = (0.25, 0.5, 0.75, 1.0)  # tried, beside none
+LEVELS = (0.5, 0.9)
+MOST_KEPT = 1000  # held-out photos of a fold that the final densities are fitted on
+LIKELIHOODS = ("posterior", "head", "positions")
+FEW = 10  # held-out photos that must be confident before any answer is
+FADING = 0.25  # how far beyond all held-out photos a density has become the prior
+SURE = {"gps": 0.1, "time": 0.5, "altitude": 0.5}  # of the error of saying nothing
+NAMES = {  # of each head's answer, and of its interval
+    "gps": ("position", ("radius", "km")),
+    "time": ("minutes", ("time", "minutes")),
+    "altitude": ("altitude", ("altitude", "m")),
+}
 
-
-@dataclasses.dataclass
-class Posterior:
-    """What the heads and the most similar photos of the gallery say together.
-
-    Position: a density on the sphere, a mixture of von Mises–Fisher kernels: one on each
-    neighbour, weighted by softmax(similarity / temperature), one on the head's point, and a wide
-    one on the training photos' centre for what nothing resembles. Time and altitude: the head's
-    answer, moved by a share of the way to the mean of the nearest neighbours' labels.
-    """
-
-    temperature: float
-    bandwidth_km: float
-    head_weight: float
-    head_bandwidth_km: float
-    estimator: str  # what becomes the point: one of ESTIMATORS, see point()
-    level50: float = 0.5  # shares of the mixture that held half and nine tenths of the validation
-    level90: float = 0.9  # photos: what the radii are drawn at
-    time_share: float = 0.0  # of the neighbours in the answer
-    time_count: int = 1  # how many neighbours are asked
-    altitude_share: float = 0.0
-    altitude_count: int = 1
-
-    WIDE_WEIGHT = 0.02
-    ESTIMATORS = ("expected", "nearest", "centre")
-
-    def mixture(self, head, similar, places, wide, spread_km: float):
-        """Centres (Q, K+2, 3), log weights and bandwidths (Q, K+2) for heads (Q, 3), neighbour
-        similarities (Q, K) and places (Q, K, 3), and the wide kernel's centres (Q, 3)."""
-        count, k = similar.shape
-        centres = np.concatenate([places, head[:, None], wide[:, None]], axis=1)
-        share = self.head_weight if k else 1.0
-        logits = similar / self.temperature
-        logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True) if k else logits
-        rest = 1 - self.WIDE_WEIGHT
-        log_weights = np.concatenate(
-            [
-                logits + np.log(max((1 - share) * rest, 1e-300)),
-                np.full((count, 1), np.log(max(share * rest, 1e-300))),
-                np.full((count, 1), np.log(self.WIDE_WEIGHT)),
-            ],
-            axis=1,
-        )
-        widths = np.full((count, k + 2), self.bandwidth_km)
-        widths[:, k] = self.head_bandwidth_km
-        widths[:, k + 1] = spread_km
-        return centres, log_weights, widths
-
-    def lean(self, prediction: dict, labels: dict[str, np.ndarray]) -> dict:
-        """Raw predictions with time and altitude moved towards the neighbours' labels (Q, K, C),
-        see neighbour_labels; neighbours without a label are passed over."""
-        moved = dict(prediction)
-        for head, near in labels.items():
-            near = near[:, : getattr(self, f"{head}_count")]
-            known = np.isfinite(near).all(axis=2, keepdims=True)
-            total = known.sum(axis=1)
-            mean = np.where(known, near, 0).sum(axis=1) / np.maximum(total, 1)
-            share = np.where(total > 0, getattr(self, f"{head}_share"), 0.0)
-            own = prediction[head].reshape(mean.shape)
-            moved[head] = (own + share * (mean - own)).reshape(prediction[head].shape)
-        return moved
-
-    def log_per_km2(self, head, similar, places, wide, truth, spread_km: float) -> np.ndarray:
-        """Log density (Q,) at the true positions (Q, 3), see mixture for the rest."""
-        mixture = self.mixture(head, similar, places, wide, spread_km)
-        return density.mixture_log_per_km2(truth[:, None], *mixture)[:, 0]
-
-    def point(self, centres, log_weights, widths) -> np.ndarray:
-        """One point (Q, 3) for each mixture: that of its centres from which the log error expected
-        is least, no kernel counting as nearer than it is wide ("expected"); the place of the most
-        similar photo ("nearest"), hard to beat where bursts are split; or the middle of the
-        training photos ("centre"), where the picture tells nothing."""
-        if self.estimator != "expected":
-            return centres[:, 0 if self.estimator == "nearest" else -1]
-        best = np.empty((len(centres), 3))
-        for i, (centre, weight, width) in enumerate(zip(centres, log_weights, widths, strict=True)):
-            apart = np.hypot(density.arc_km(centre[:, None], centre[None]), width)
-            best[i] = centre[int(np.argmin(np.log(apart) @ np.exp(weight)))]
-        return best
-
-    @classmethod
-    def fit(cls, head, similar, places, wide, truth, spread_km: float) -> Posterior:
-        """Choose the kernels, then the estimator by the mean log error at the true positions
-        (Q, 3), then the levels of the radii by where the truth lies in the mixtures."""
-        kernels = cls.fit_kernels(head, similar, places, wide, truth, spread_km)
-        mixture = kernels.mixture(head, similar, places, wide, spread_km)
-        points = {
-            name: dataclasses.replace(kernels, estimator=name).point(*mixture)
-            for name in cls.ESTIMATORS
-            if places.size or name != "nearest"
-        }
-        best = min(points, key=lambda n: mean_error("gps", density.arc_km(points[n], truth)))
-        nearer = [
-            density.share_nearer(points[best][i], truth[i], *(part[i] for part in mixture))
-            for i in range(0, len(truth), math.ceil(len(truth) / MOST_FOR_LEVELS))
-        ]
-        wanted = np.minimum(np.array([0.5, 0.9]) * (1 + 1 / len(nearer)), 1)
-        half, most = np.quantile(nearer, wanted).tolist()
-        return dataclasses.replace(kernels, estimator=best, level50=half, level90=most)
-
-    @classmethod
-    def fit_kernels(cls, head, similar, places, wide, truth, spread_km: float) -> Posterior:
-        """Choose the kernels by the mean log-likelihood of the true positions (Q, 3). Bandwidths go
-        from a ten-thousandth of the spread to all of it."""
-        widths = spread_km * np.geomspace(1e-4, 1, 13)
-        to_places = density.arc_km(places, truth[:, None])
-        to_head = density.arc_km(head, truth)
-        floor = np.log(cls.WIDE_WEIGHT) + density.kernel_log_per_km2(
-            density.arc_km(wide, truth), spread_km
-        )
-        head_log = {w: density.kernel_log_per_km2(to_head, w) for w in widths[4:]}
-        best, chosen = -np.inf, None
-        has_gallery = places.shape[1] > 0
-        for temperature in (0.01, 0.02, 0.04, 0.07, 0.12, 0.25) if has_gallery else (1.0,):
-            logits = similar / temperature
-            logits = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-            for width in widths if has_gallery else widths[:1]:
-                kernel = density.kernel_log_per_km2(to_places, width)
-                near = np.logaddexp.reduce(logits + kernel, axis=1)
-                for head_width, from_head in head_log.items():
-                    for share in (0.05, 0.2, 0.4, 0.6, 0.8, 0.95) if has_gallery else (1.0,):
-                        rest = 1 - cls.WIDE_WEIGHT
-                        both = np.logaddexp(
-                            near + np.log(max((1 - share) * rest, 1e-300)),
-                            from_head + np.log(share * rest),
-                        )
-                        value = np.logaddexp(both, floor).mean()
-                        if value > best:
-                            best = value
-                            chosen = (temperature, float(width), share, float(head_width))
-        return cls(*chosen, "expected")
-
-
-# ---------------------------------------------------------------- gallery
+# ---------------------------------------------------------------- evidence
 
 
 def gallery_of(trunk: np.ndarray, photos: Photos) -> dict:
-    """What the checkpoint keeps of the training photos that have a position."""
-    return {
-        "features": trunk[photos.placed].astype(np.float16),
-        "lat": photos.lat[photos.placed],
-        "lon": photos.lon[photos.placed],
-        "minutes": photos.minutes[photos.placed],
-        "altitude": photos.altitude[photos.placed],
-    }
+    """What the checkpoint keeps of the training photos; NaN where a label is unknown."""
+    labels = {name: getattr(photos, name) for name in ("lat", "lon", "minutes", "altitude")}
+    return {"features": trunk.astype(np.float16), **labels}
 
 
-def neighbours_of(prediction: dict, gallery: dict | None) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and indices (Q, K) of the nearest gallery photos; K = 0 without a gallery."""
-    queries = prediction["trunk"]
-    if gallery is None or not len(gallery["lat"]):
-        return np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)
-    similar, index = nearest_features(queries, gallery["features"], NEIGHBOURS)
-    return similar.astype(float), index
+def space_of(head: str, normalisation: Normalisation) -> Space:
+    if head == "gps":
+        return Sphere(normalisation.spread_km)
+    return Circle() if head == "time" else Line()
 
 
-def neighbour_places(gallery: dict | None, index: np.ndarray) -> np.ndarray:
-    """Unit vectors (Q, K, 3) of the gallery photos `index` (Q, K)."""
-    if not index.size:
-        return np.zeros((*index.shape, 3))
-    return density.unit_vectors(gallery["lat"], gallery["lon"])[index]
+def values_of(head: str, labels: dict, normalisation: Normalisation) -> np.ndarray:
+    """Labels or answers in the terms of the head's density; NaN where unknown."""
+    if head == "gps":
+        return density.unit_vectors(labels["lat"], labels["lon"])
+    if head == "time":
+        return np.asarray(labels["minutes"], float)
+    return normalisation.altitude_target(np.asarray(labels["altitude"], float))
 
 
-def neighbour_labels(gallery: dict | None, index: np.ndarray, normalisation) -> dict:
-    """Targets of time (Q, K, 2) and altitude (Q, K, 1) of the gallery photos `index`."""
-    if not index.size:
-        return {}
-    altitude = normalisation.altitude_target(gallery["altitude"][index])
-    return {"time": time_point(gallery["minutes"][index]), "altitude": altitude[..., None]}
+def gather_evidence(
+    head: str,
+    prediction: dict,
+    gallery: dict | None,
+    normalisation: Normalisation,
+    asked: Photos | None = None,
+) -> Evidence:
+    """What is known of every photo of `prediction`; with `asked` their truths are known too."""
+    own = values_of(head, decode(prediction, normalisation), normalisation)
+    truth = np.full_like(own, np.nan)
+    if asked is not None:
+        truth = values_of(head, vars(asked), normalisation)
+    labels = values_of(head, gallery, normalisation) if gallery is not None else own[:0]
+    known = np.flatnonzero(np.isfinite(labels if labels.ndim == 1 else labels[:, 0]))
+    if not len(known):  # none may be told, or there is none; positions have their centre
+        prior = normalisation.centre[None] if head == "gps" else own[:0]
+        away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
+        return Evidence(np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away)
+    labels, features = labels[known], gallery["features"][known]
+    similar, index, away = nearest_features(prediction["trunk"], features, NEIGHBOURS)
+    prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
+    return Evidence(similar.astype(float), labels[index], own, prior, truth, away)
 
 
-# ---------------------------------------------------------------- answers
+def known_part(evidence: Evidence) -> np.ndarray:
+    """Rows whose truth is known."""
+    truth = evidence.truth
+    return np.flatnonzero(np.isfinite(truth if truth.ndim == 1 else truth[:, 0]))
 
 
-def answers_of(prediction, gallery: dict | None, posterior: Posterior, normalisation) -> dict:
-    """Final answers for raw predictions: the posterior's point and radii (km), time (minutes and
-    its certainty 0..1), altitude (m), the sun's elevation (degrees) and the logits of the six
-    views."""
-    similar, index = neighbours_of(prediction, gallery)
-    prediction = posterior.lean(prediction, neighbour_labels(gallery, index, normalisation))
-    answers = decode(prediction, normalisation)
-    mixture = posterior_mixture(answers, similar, index, gallery, posterior, normalisation)
-    point = posterior.point(*mixture)
-    lat, lon = density.lat_lon(point)
-    levels = posterior.level50, posterior.level90
-    radii = np.array(
-        [
-            density.credible_radius_km(point[i], *(m[i] for m in mixture), levels)
-            for i in range(len(point))
-        ]
-    ).reshape(-1, 2)
-    return {
-        **answers,
-        "lat": lat,
-        "lon": lon,
-        "radius50_km": radii[:, 0],
-        "radius90_km": radii[:, 1],
-        "time_certainty": np.minimum(np.linalg.norm(prediction["time"], axis=1), 1.0),
-        "views": prediction["views"],
-    }
+# ---------------------------------------------------------------- one head
 
 
-def likely_places(
-    prediction, gallery: dict | None, posterior: Posterior, normalisation, count: int = 3
-) -> list[list[tuple]]:
-    """For each photo its most probable distinct places, see density.distinct_places; a place
-    reaches two bandwidths far."""
-    found = neighbours_of(prediction, gallery)
-    answers = decode(prediction, normalisation)
-    mixture = posterior_mixture(answers, *found, gallery, posterior, normalisation)
-    reach = 2 * (posterior.head_bandwidth_km if gallery is None else posterior.bandwidth_km)
-    return [
-        density.distinct_places(*(m[i] for m in mixture), reach, count)
-        for i in range(len(mixture[0]))
-    ]
+@dataclasses.dataclass
+class HeadDensity:
+    """How one head turns evidence into a density, its point and its intervals."""
+
+    stack: Stack
+    levels: tuple[float, float] = LEVELS  # shares of the density that held 50 and 90 % held out
+    far: float = math.inf  # distance in feature space beyond which a photo is unlike all others
+    sure_below: float = 0.0  # half-width of the 50 % interval up to which an answer is confident
+    sure_error: float = math.nan  # of the held-out photos that are: km (geometric), minutes, m
+
+    def weights(self, evidence: Evidence, space: Space) -> np.ndarray:
+        """Weights of the kernels (Q, J): those of the prior where a photo is unlike all others."""
+        unlike = np.clip((evidence.away / self.far - 1) / FADING, 0, 1)
+        weights = self.stack.weights(evidence.gate())
+        return self.stack.fall_back(weights, unlike, voice_of(space))
+
+    def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
+        """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, and
+        whether it is confident."""
+        points, ranges = self.ranges(head, evidence, normalisation)
+        half, most = (ranges.distances(level) for level in self.levels)
+        least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
+        half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
+        sure = (half <= self.sure_below) & (evidence.away <= self.far)
+        return {"point": points, "half50": half, "half90": most, "confident": sure}
+
+    def draws(self, evidence: Evidence, space: Sphere) -> np.ndarray:
+        """DRAWS positions of each density, (Q, DRAWS, 3)."""
+        return draw_positions(evidence, space, self.stack, self.weights(evidence, space))
+
+    def ranges(
+        self, head: str, evidence: Evidence, normalisation: Normalisation
+    ) -> tuple[np.ndarray, Ranges]:
+        """Points of the densities, and how far from them their shares lie."""
+        space = space_of(head, normalisation)
+        if isinstance(space, Sphere):
+            draws = self.draws(evidence, space)
+            points = position_points(evidence, draws, normalisation.centre)
+            apart = density.arc_km(draws, points[:, None])
+            return points, Ranges(apart, np.full(apart.shape, 1 / DRAWS), np.zeros(apart.shape))
+        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space))
+        points = grid.medians()
+        if grid.circular:
+            apart = minutes_apart(grid.points, points[:, None])
+            return points, Ranges(apart, grid.chances, np.full(apart.shape, grid.step / 2))
+        metres = normalisation.altitude_m(grid.points)
+        apart = np.abs(metres - normalisation.altitude_m(points)[:, None])
+        reach = np.broadcast_to(np.gradient(metres) / 2, apart.shape)
+        return points, Ranges(apart, grid.chances, reach)
 
 
-def posterior_mixture(answers, similar, index, gallery, posterior: Posterior, normalisation):
-    """The mixture of Posterior.mixture from decoded answers and neighbours_of."""
-    head = density.unit_vectors(answers["lat"], answers["lon"])
-    wide = np.tile(normalisation.centre, (len(head), 1))
-    places = neighbour_places(gallery, index)
-    return posterior.mixture(head, similar, places, wide, normalisation.spread_km)
+def distance_of(
+    head: str, a: np.ndarray, b: np.ndarray, normalisation: Normalisation
+) -> np.ndarray:
+    """Distance of values of a head: km, minutes or metres."""
+    if head == "gps":
+        return density.arc_km(a, b)
+    if head == "time":
+        return minutes_apart(a, b)
+    return np.abs(normalisation.altitude_m(a) - normalisation.altitude_m(b))
 
 
 # ---------------------------------------------------------------- choices
 
 
-def choose_lean(posterior: Posterior, asked: list[tuple]) -> Posterior:
-    """The shares and counts of Posterior.lean with the least mean error on validation photos,
-    from (prediction, gallery, photos, normalisation) of every trainer; time and altitude apart.
-
-    Neighbours must earn it: a gain that is not clear of its own spread over the trainers (three
-    standard errors) is luck, and the head's answer stays.
-    """
-    costs: dict[tuple, list[dict]] = {}
-    for prediction, gallery, photos, normalisation in asked:
-        index = neighbours_of(prediction, gallery)[1]
-        labels = neighbour_labels(gallery, index, normalisation)
-        for share, count in [(0.0, 1), *itertools.product(LEAN_SHARES, KNN_SIZES)]:
-            tried = dataclasses.replace(posterior, time_share=share, time_count=count,
-                                        altitude_share=share, altitude_count=count)  # fmt: skip
-            answers = decode(tried.lean(prediction, labels), normalisation)
-            errors = answer_errors(answers, photos)
-            found = {head: mean_error(head, errors[head]) for head in ("time", "altitude")}
-            costs.setdefault((share, count), []).append(found)
-    chosen = {}
-    for head in ("time", "altitude"):
-        own = np.array([cost[head] for cost in costs[0.0, 1]])
-        best, gain = (0.0, 1), 0.0
-        for candidate, found in costs.items():
-            gains = own - [cost[head] for cost in found]
-            doubt = 3 * gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
-            if gains.mean() > max(gain, doubt):
-                best, gain = candidate, gains.mean()
-        chosen[f"{head}_share"], chosen[f"{head}_count"] = best
-    return dataclasses.replace(posterior, **chosen)
-
-
-def evidence_for(prediction: dict, gallery: dict | None, photos: Photos, normalisation) -> tuple:
-    """Of the photos with a position: the head's points, similarities and places of the neighbours,
-    the centre of what was trained on, and the true positions, as Posterior.fit wants them."""
-    rows = np.flatnonzero(photos.placed)
-    answers = decode(prediction, normalisation)
-    head = density.unit_vectors(answers["lat"][rows], answers["lon"][rows])
-    similar, index = neighbours_of({"trunk": prediction["trunk"][rows]}, gallery)
-    return (
-        head,
-        similar,
-        neighbour_places(gallery, index),
-        np.tile(normalisation.centre, (len(rows), 1)),
-        density.unit_vectors(photos.lat[rows], photos.lon[rows]),
+def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> HeadDensity | None:
+    """Fit a head on the evidence of held-out photos, one part for each trainer: the weights on
+    all; intervals and confidence on parts that the weights were not fitted on. None without a
+    single label."""
+    share = max(1, math.ceil(sum(len(known_part(part)) for part in parts) / MOST_FITTED))
+    cases = [
+        (part.take(known_part(part)[::share]), scale)
+        for part, scale in zip(parts, scales, strict=True)
+    ]
+    cases = [(part, scale) for part, scale in cases if len(part)]
+    if not cases:
+        return None
+    spaces = [space_of(head, scale) for _, scale in cases]
+    kept = [part for part, _ in cases]
+    whole = HeadDensity(fit_stack(kept, spaces), far=reach_of_the_known(kept))
+    tables = []
+    for i, (part, scale) in enumerate(cases):
+        judge = dataclasses.replace(whole, stack=refit(whole.stack, kept, spaces, i))
+        points, ranges = judge.ranges(head, part, scale)
+        error = distance_of(head, points, part.truth, scale)
+        plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
+        half = ranges.distances(LEVELS[0])
+        tables.append(np.stack([ranges.shares_within(error), half, error, plain]))
+    shares, half, error, plain = np.concatenate(tables, axis=1)
+    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)
+    levels = np.quantile(shares, wanted).tolist()
+    below, reached = confident_below(head, half, error, plain)
+    return dataclasses.replace(
+        whole, levels=(levels[0], levels[1]), sure_below=below, sure_error=reached
     )
 
 
-def fit_densities(evidence: list[tuple], trained_on: list[Photos], spread: float) -> dict:
-    """The posterior, and what it must beat: a kernel on the head's point alone, and the density of
-    the training positions (its kernel_km), all chosen by likelihood on the same photos."""
-    least = min(part[1].shape[1] for part in evidence)  # neighbours: galleries may be of any size
-    head, similar, places, wide, truth = (np.concatenate(column) for column in zip(
-        *((h, s[:, :least], p[:, :least], w, t) for h, s, p, w, t in evidence),
-        strict=True))  # fmt: skip
-    if not len(truth):  # nothing to choose by: the head as it is
-        alone = Posterior(0.1, spread, 1.0, spread, "expected")
-        return {"posterior": alone, "alone": alone, "kernel_km": spread}
-    widths = spread * np.geomspace(1e-3, 1, 10)
-    values = [
-        np.concatenate(
-            [
-                positions_log_per_km2(photos, part[-1], width)
-                for part, photos in zip(evidence, trained_on, strict=True)
-            ]
-        ).mean()
-        for width in widths
+def fit_densities(asked: list[tuple[dict, dict | None, Photos, Normalisation]]) -> dict:
+    """Densities of all heads from (prediction, gallery, photos, normalisation) of every trainer on
+    photos that it had not seen."""
+    evidence = {
+        head: [gather_evidence(head, found, gallery, scale, photos)
+               for found, gallery, photos, scale in asked]
+        for head in NAMES
+    }  # fmt: skip
+    views = np.concatenate([found["views"] for found, *_ in asked])
+    return fit_on(evidence, [scale for *_, scale in asked], fit_temperature(views))
+
+
+def fit_on(
+    evidence: dict[str, list[Evidence]], scales: list[Normalisation], temperature: float
+) -> dict:
+    """The densities of all heads from evidence of held-out photos, one part for each trainer."""
+    heads = {head: fit_head(head, parts, scales) for head, parts in evidence.items()}
+    return {"heads": heads, "temperature": temperature}
+
+
+def as_plain(densities: dict) -> dict:
+    """Densities as plain values and arrays, for a checkpoint."""
+    heads = {head: one and dataclasses.asdict(one) for head, one in densities["heads"].items()}
+    return {**densities, "heads": heads}
+
+
+def from_plain(plain: dict) -> dict:
+    """The inverse of as_plain."""
+    heads = {
+        head: one and HeadDensity(**{**one, "stack": Stack(**one["stack"])})
+        for head, one in plain["heads"].items()
+    }
+    return {**plain, "heads": heads}
+
+
+def refit(stack: Stack, parts: list[Evidence], spaces: list[Space], left_out: int) -> Stack:
+    """The same stack fitted without one part, where there are others."""
+    others = [i for i in range(len(parts)) if i != left_out]
+    if not others:
+        return stack
+    chosen = [parts[i] for i in others], [spaces[i] for i in others]
+    return fit_stack(*chosen, temperatures=(stack.temperature,))
+
+
+def reach_of_the_known(parts: list[Evidence]) -> float:
+    """The distance in feature space to the nearest training photo that 99 % of the held-out
+    photos keep."""
+    return float(np.quantile(np.concatenate([part.away for part in parts]), 0.99)) + 1e-6
+
+
+def middle_value(head: str, evidence: Evidence, normalisation: Normalisation) -> np.ndarray:
+    """What one would say without looking at the picture, for every photo."""
+    if head == "gps":
+        return np.broadcast_to(normalisation.centre, evidence.head.shape)
+    if head == "altitude" or not len(evidence.prior):
+        middle = normalisation.altitude_target(np.array(normalisation.altitude_median))
+        return np.full(len(evidence), float(middle) if head == "altitude" else 720.0)
+    tried = np.arange(0, MINUTES_PER_DAY, 5.0)
+    cost = minutes_apart(tried[:, None], evidence.prior[None]).mean(axis=1)
+    return np.full(len(evidence), tried[cost.argmin()])
+
+
+def confident_below(
+    head: str, half: np.ndarray, error: np.ndarray, plain: np.ndarray
+) -> tuple[float, float]:
+    """The widest 50 % interval up to which held-out answers have at most SURE of the error of
+    saying nothing, and that error; (0, NaN) where there is none with FEW photos."""
+    if head == "gps":
+        error, plain = (np.log(np.maximum(km, density.LEAST_RADIUS_KM)) for km in (error, plain))
+        goal = plain.mean() + math.log(SURE[head])
+    else:
+        goal = SURE[head] * plain.mean()
+    order = np.argsort(half, kind="stable")
+    means = np.cumsum(error[order]) / np.arange(1, len(order) + 1)
+    good = np.flatnonzero((means <= goal) & (np.arange(len(order)) >= FEW - 1))
+    if not len(good):
+        return 0.0, math.nan
+    reached = float(means[good[-1]])
+    return float(half[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
+
+
+def fit_temperature(views: np.ndarray) -> float:
+    """What the logits (N, 6, 6) of upright photos' six views are divided by so that their
+    probabilities are right as often as they say (Guo et al. 2017)."""
+    from scipy.optimize import minimize_scalar
+
+    if not len(views):
+        return 1.0
+
+    def cost(log_temperature: float) -> float:
+        logits = views / math.exp(log_temperature)
+        right = np.diagonal(logits, axis1=1, axis2=2)
+        return float((np.logaddexp.reduce(logits, axis=2) - right).mean())
+
+    return math.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def answers_of(
+    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation
+) -> dict[str, np.ndarray]:
+    """Final answers for raw predictions: lat, lon, minutes and altitude with the half-widths of
+    their 50 and 90 % intervals (km, minutes, metres) and whether they are confident, NaN where
+    nothing was learned; the sun's elevation (degrees), how strange a photo is (1 = as far from
+    the training photos as any held-out one) and the calibrated logits of the six views."""
+    count = len(prediction["trunk"])
+    found = {"sun": decode(prediction, normalisation)["sun"]}
+    found["views"] = prediction["views"] / densities["temperature"]
+    found["strangeness"] = np.full(count, np.nan)
+    for head, (name, unit) in NAMES.items():
+        one = densities["heads"].get(head)
+        columns = ("lat", "lon") if head == "gps" else (name,)
+        blank = [*columns, f"{unit[0]}50_{unit[1]}", f"{unit[0]}90_{unit[1]}"]
+        found |= {column: np.full(count, np.nan) for column in blank}
+        found[f"{head}_confident"] = np.zeros(count, bool)
+        if one is None:
+            continue
+        evidence = gather_evidence(head, prediction, gallery, normalisation)
+        answer = one.answer(head, evidence, normalisation)
+        found[blank[-2]], found[blank[-1]] = answer["half50"], answer["half90"]
+        found[f"{head}_confident"] = answer["confident"]
+        found["strangeness"] = np.fmax(found["strangeness"], evidence.away / one.far)
+        if head == "gps":
+            found["lat"], found["lon"] = density.lat_lon(answer["point"])
+        elif head == "time":
+            found["minutes"] = answer["point"]
+        else:
+            found["altitude"] = normalisation.altitude_m(answer["point"])
+    return found
+
+
+def likely_places(
+    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation,
+    count: int = 3,
+) -> list[list[tuple]]:  # fmt: skip
+    """For each photo its most probable distinct places, see density.distinct_places; a place
+    reaches as far as a fiftieth of the training photos' spread."""
+    one = densities["heads"].get("gps")
+    if one is None:
+        return [[] for _ in prediction["trunk"]]
+    evidence = gather_evidence("gps", prediction, gallery, normalisation)
+    draws = one.draws(evidence, Sphere(normalisation.spread_km))
+    reach = max(normalisation.spread_km / 50, 10 * density.LEAST_RADIUS_KM)
+    tried = np.concatenate([evidence.near[:, :CANDIDATES], evidence.head[:, None]], axis=1)
+    return [
+        density.distinct_places(places, drawn, reach, count)
+        for places, drawn in zip(tried, draws, strict=True)
     ]
+
+
+def hold_out(
+    densities: dict, prediction: dict, gallery: dict | None, asked: Photos, scale: Normalisation
+) -> dict:
+    """What a fold leaves of the photos that it held out: answers, log densities at the truths (NaN
+    without), and evidence for the densities of the final model."""
+    likelihood, kept = {}, {}
+    for head, one in densities["heads"].items():
+        evidence = gather_evidence(head, prediction, gallery, scale, asked)
+        known = known_part(evidence)
+        kept[head] = vars(evidence.take(known[:: max(1, math.ceil(len(known) / MOST_KEPT))]))
+        for name in LIKELIHOODS:
+            likelihood[f"{head}_{name}"] = np.full(len(asked), np.nan)
+        if one is not None:
+            found = log_likelihoods(one, evidence.take(known), space_of(head, scale))
+            for name, values in found.items():
+                likelihood[f"{head}_{name}"][known] = values
     return {
-        "posterior": Posterior.fit(head, similar, places, wide, truth, spread),
-        "alone": Posterior.fit_kernels(head, similar[:, :0], places[:, :0], wide, truth, spread),
-        "kernel_km": float(widths[int(np.argmax(values))]),
+        "answers": answers_of(prediction, gallery, densities, scale),
+        "log_likelihood": likelihood,
+        "evidence": kept,
+        "scale": vars(scale),
     }
 
 
-def positions_log_per_km2(photos: Photos, at: np.ndarray, width_km: float) -> np.ndarray:
-    """Log density at points (Q, 3) of the photos' positions (at most 2000 of them)."""
-    rows = np.flatnonzero(photos.placed)
-    rows = rows[:: max(1, len(rows) // 2000)]
-    apart = density.arc_km(at[:, None], density.unit_vectors(photos.lat[rows], photos.lon[rows]))
-    terms = density.kernel_log_per_km2(apart, width_km)
-    return np.logaddexp.reduce(terms, axis=1) - math.log(len(rows))
+def combine_folds(results: list[dict]) -> dict:
+    """The densities of the final model, from what all folds held out."""
+    scales = [Normalisation(**result["scale"]) for result in results]
+    evidence = {
+        head: [Evidence(**result["evidence"][head]) for result in results] for head in NAMES
+    }
+    temperatures = [result["densities"]["temperature"] for result in results]
+    return fit_on(evidence, scales, float(np.median(temperatures)))
 
 
-def log_likelihoods(evidence: tuple, known: Photos, asked: Photos, choice: dict, spread: float):
-    """Log density per km² at the true positions (Q,) of the three of fit_densities; NaN without."""
-    found = {}
-    head, similar, places, wide, truth = evidence
-    alone = (head, similar[:, :0], places[:, :0], wide, truth)
-    for name, values in (
-        ("posterior", choice["posterior"].log_per_km2(*evidence, spread)),
-        ("head", choice["alone"].log_per_km2(*alone, spread)),
-        ("positions", positions_log_per_km2(known, truth, choice["kernel_km"])),
-    ):
-        found[name] = np.full(len(asked), np.nan)
-        found[name][asked.placed] = values
+def log_likelihoods(one: HeadDensity, evidence: Evidence, space: Space) -> dict:
+    """Log densities (Q,) at the truths, per km², minute or unit of the altitude target: of the
+    density, and of its best kernel on the head's point and on the training labels alone."""
+    logs, voice = evidence.kernel_logs(space, one.stack.temperature), voice_of(space)
+    weights = np.log(np.maximum(one.weights(evidence, space), 1e-300))
+    found = {"posterior": np.logaddexp.reduce(weights + logs, axis=1)}
+    for name, number in (("head", 1), ("positions", 2)):
+        best = np.argmax(np.where(voice == number, one.stack.offset, -np.inf))
+        floor = np.logaddexp(np.log(0.98) + logs[:, best], np.log(0.02) + logs[:, -1])
+        found[name] = floor
     return found

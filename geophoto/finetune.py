@@ -22,7 +22,7 @@ from torch import nn
 import density
 from density import silent
 from geophoto.baselines import trivial_answers, validation_figures
-from geophoto.densities import choose_lean, evidence_for, fit_densities, gallery_of
+from geophoto.densities import as_plain, fit_densities, gallery_of
 from geophoto.depth_maps import belongs_to, depth_file, depth_index, load_depth_map
 from geophoto.devices import Precision, processes, rank
 from geophoto.features import depth_input, picture_pixels, pixel_inputs
@@ -32,7 +32,7 @@ from geophoto.origins import file_stamp, read_origins
 from geophoto.photos import Photos
 from geophoto.pictures import open_upright
 from geophoto.targets import Normalisation, targets_of
-from geophoto.training import balance, draw_rows, fit
+from geophoto.training import fit
 
 # ---------------------------------------------------------------- pixels
 
@@ -130,7 +130,7 @@ class PhotoSet(torch.utils.data.Dataset):
             return inputs, row, -1
         view = int(np.random.default_rng((self.epoch, row)).integers(len(ORIENTATION_CLASSES)))
         inputs["view"] = inputs.pop("views")[view]
-        return inputs, row, view if self.photos.orientation[row] >= 0 else -1
+        return inputs, row, view
 
 
 def collate(items: list):
@@ -221,14 +221,13 @@ def train_network(
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
-    weights = balance(train) if options["balanced"] else None
     network.to(precision.device, memory_format=torch.channels_last)
     network.fixed_statistics = options["pretrained"]  # a few photos at a time would blur them
     if options["compile"]:
         network.compile()
 
     def batches(epoch: int) -> Iterator:
-        order = draw_rows(rows["train"], weights, np.random.default_rng((options["seed"], epoch)))
+        order = np.random.default_rng((options["seed"], epoch)).permutation(rows["train"])
         dataset.epoch = epoch
         mine, size = order[rank() :: processes()].tolist(), options["batch_size"]
         steps = math.ceil(math.ceil(len(order) / processes()) / size)  # as many on every process
@@ -259,11 +258,10 @@ def train_network(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    asked = found, gallery, photos.take(found["rows"]), normalisation
-    densities = fit_densities([evidence_for(*asked)], [train], normalisation.spread_km)
+    densities = fit_densities([(found, gallery, photos.take(found["rows"]), normalisation)])
     return {
         "normalisation": vars(normalisation),
-        "posterior": vars(choose_lean(densities["posterior"], [asked])),
+        "densities": as_plain(densities),
         "gallery": gallery,
         "held_out": None,
         "epoch": best.epoch,

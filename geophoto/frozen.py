@@ -6,7 +6,6 @@ In: FrozenData, fold numbers. Out: held-out answers with baselines, and every ch
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,14 +22,7 @@ from geophoto.baselines import (
     trivial_answers,
     validation_figures,
 )
-from geophoto.densities import (
-    answers_of,
-    choose_lean,
-    evidence_for,
-    fit_densities,
-    gallery_of,
-    log_likelihoods,
-)
+from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out
 from geophoto.features import FrozenData
 from geophoto.network import PredictionHeads
 from geophoto.orientations import ORIENTATION_CLASSES, agree_views, turns_right
@@ -43,7 +35,7 @@ from geophoto.targets import (
     targets_of,
     time_point,
 )
-from geophoto.training import balance, clone_state, draw_rows, fit
+from geophoto.training import clone_state, fit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
@@ -87,12 +79,10 @@ class HeadTrainer:
         self.normalisation = Normalisation.fit(self.photos)
         self.targets = targets_of(data.photos, self.normalisation)
         self.trivial = trivial_answers(self.photos)
-        self.weights = balance(self.photos) if options["balanced"] else None
         self.heads = PredictionHeads(
             data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
         )
-        seen = rows[self.photos.orientation >= 0]
-        seen = seen[:: max(1, len(seen) // 200)] if len(seen) else rows[:1]
+        seen = rows[:: max(1, len(rows) // 200)]
         some = rows[:: max(1, len(rows) // 4000)]
         self.heads.fit_axes(pooled=data.pooled[some], grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
@@ -141,16 +131,15 @@ class HeadTrainer:
             self.ridges[head].set(getattr(self.heads, head), penalty)
 
     def batches(self, epoch: int) -> Iterator:
-        """Shuffled batches, every photo with a tag in a random one of the six orientations."""
+        """Shuffled batches, every photo in a random one of the six orientations."""
         rng, rows = np.random.default_rng((self.seed, epoch)), self.rows
         parts = math.ceil(len(rows) / self.options["batch_size"])
-        for part in np.array_split(draw_rows(rows, self.weights, rng), parts):
+        for part in np.array_split(rng.permutation(rows), parts):
             view = rng.integers(0, len(ORIENTATION_CLASSES), len(part))
-            shown = np.where(self.data.photos.orientation[part] >= 0, view, -1)
             target = {k: self.targets[k][part] for k in ("point", "time", "altitude", "sun")}
             yield (
                 {"pooled": self.axes[part], "grid": self.grid_axes[part, view]},
-                {**target, "view": torch.from_numpy(shown)},
+                {**target, "view": torch.from_numpy(view)},
             )
 
     def train(self, ridges: dict[str, float], epochs: int, validation=None) -> list[dict]:
@@ -211,14 +200,8 @@ class HeadTrainer:
         return gallery_of(self.predict(self.rows)["trunk"], self.photos)
 
     def neighbours(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The photos most similar by the features as they come, standardised."""
-        mean, std = (
-            getattr(self.heads, f"pooled_{name}").cpu().numpy() for name in ("mean", "std")
-        )
-        queries, gallery = (
-            (self.data.pooled[part].astype(np.float32) - mean) / std for part in (rows, self.rows)
-        )
-        return labelled_neighbours(queries, gallery, self.photos)
+        """The photos most similar on the principal axes of the features."""
+        return labelled_neighbours(self.axes[rows], self.axes[self.rows], self.photos)
 
 
 # ---------------------------------------------------------------- folds
@@ -277,12 +260,6 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
         )
         for trainer, rows in pairs
     ]
-    densities = fit_densities(
-        [evidence_for(*one) for one in asked],
-        [trainer.photos for trainer, _ in pairs],
-        pairs[0][0].normalisation.spread_km,
-    )
-    densities["posterior"] = choose_lean(densities["posterior"], asked)
     return {
         "ridges": ridges,
         "epoch": epoch,
@@ -292,7 +269,7 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
             for other, history in zip(left_out, histories, strict=True)
             for row in history
         ],
-        **densities,
+        "densities": fit_densities(asked),
         "k": choose_knn(
             [
                 (trainer.neighbours(rows), trainer.photos, photos.take(rows))
@@ -315,18 +292,14 @@ def train_fold(
     trainer.train(choice["ridges"], choice["epoch"])
     prediction, asked = trainer.predict(test), photos.take(test)
     gallery = trainer.gallery() if options["gallery"] else None
-    answers = answers_of(prediction, gallery, choice["posterior"], trainer.normalisation)
-    evidence = evidence_for(prediction, gallery, asked, trainer.normalisation)
     knn = knn_answers(trainer.neighbours(test), trainer.photos, choice["k"], len(test))
     return {
         **choice,
+        **hold_out(choice["densities"], prediction, gallery, asked, trainer.normalisation),
+        "densities": as_plain(choice["densities"]),
         "rows": test,
-        "answers": answers,
         "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
         "knn_errors": answer_errors(knn, asked),  # its answers are training positions
-        "log_likelihood": log_likelihoods(
-            evidence, trainer.photos, asked, choice, trainer.normalisation.spread_km
-        ),
         "prior": np.tile(trainer.normalisation.orientation_prior, (len(test), 1)),
     }
 
@@ -348,9 +321,3 @@ def in_order(results: list[dict], count: int) -> dict:
     for result in results:
         prior[result["rows"]] = result["prior"]
     return {**merged, "prior": torch.from_numpy(prior)}
-
-
-def middle_of(found: list[dict]) -> dict:
-    """Settings between those of the folds: medians of the numbers, the most frequent word."""
-    middle = {str: statistics.mode, int: statistics.median_low, float: statistics.median}
-    return {key: middle[type(found[0][key])]([one[key] for one in found]) for key in found[0]}

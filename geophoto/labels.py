@@ -1,20 +1,24 @@
-"""The header of one photo → its row of the table: position, altitude, time, orientation, camera.
+"""One photo's header, and what lies beside it → its row of the table: position, altitude, time,
+orientation, camera.
 
-In: a path. Out: a dict with the columns of the table; reading never raises.
+In: paths. Out: a dict with the columns of the table; reading never raises. Of several sources the
+first that knows counts: see data/README.md.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from density import cell_centre
-from geophoto import tags
+from geophoto import packets, tags
 from geophoto.clocks import (
     add_utc,
     gps_clock,
+    is_doubtful,
     iso_text,
     read_date,
     read_offset,
@@ -23,136 +27,115 @@ from geophoto.clocks import (
 )
 from geophoto.containers import Bytes, OpenFile, Photo, read_container
 from geophoto.orientations import ORIENTATIONS
-from geophoto.table import COLUMNS
-from geophoto.tags import Value, angle, number, positive, read_exif, read_xmp, text, xmp_angle
+from geophoto.packets import iptc_date, read_iptc, read_xmp
+from geophoto.positions import add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
+from geophoto.sidecars import Takeout, read_sidecar, read_takeout
+from geophoto.table import COLUMNS, stamp_beside, stamp_of
+from geophoto.tags import number, positive, read_exif, text
 
-ALTITUDES = (-500.0, 50_000.0)  # m; the Dead Sea's shore to balloons: others are doubtful
-
-# ---------------------------------------------------------------- position
-
-
-def position(
-    lat: float | None, lat_ref: str, lon: float | None, lon_ref: str, warnings: list
-) -> tuple | None:
-    """Signed (lat, lon) when both values, both references and their ranges are right."""
-    if lat is None or lon is None or lat_ref not in ("N", "S") or lon_ref not in ("E", "W"):
-        return None
-    if lat > 90 or lon > 180:
-        warnings.append("gps_out_of_range")
-        return None
-    if lat == lon == 0:
-        warnings.append("gps_zero")
-    lat, lon = -lat if lat_ref == "S" else lat, -lon if lon_ref == "W" else lon
-    return round(lat, 9) + 0.0, round(lon, 9) + 0.0  # + 0.0: no negative zero
-
-
-def _reference(value: Value | None) -> str:
-    return (text(value) or "")[:1].upper()
-
-
-def add_position(row: dict, gps: dict, warnings: list) -> None:
-    """Fill the gps_ columns from the GPS IFD."""
-    lat, lon = angle(gps.get(tags.LAT)), angle(gps.get(tags.LON))
-    references = _reference(gps.get(tags.LAT_REF)), _reference(gps.get(tags.LON_REF))
-    place = position(lat, references[0], lon, references[1], warnings)
-    if place:
-        row["gps_latitude"], row["gps_longitude"], row["gps_source"] = *place, "exif"
-    elif tags.LAT in gps or tags.LON in gps:
-        warnings.append("gps_incomplete")
-    row["gps_altitude"] = altitude(gps.get(tags.ALT), gps.get(tags.ALT_REF))
-    accuracy = number(gps.get(tags.ACCURACY))
-    row["gps_accuracy_m"] = round(accuracy, 4) if accuracy and accuracy > 0 else None
-    heading = number(gps.get(tags.DIRECTION))
-    if heading is not None and 0 <= heading <= 360:
-        if _reference(gps.get(tags.DIRECTION_REF)) == "M":
-            warnings.append("direction_magnetic")
-        else:
-            row["gps_img_direction"] = round(heading % 360, 4)
-    if _reference(gps.get(tags.GPS_STATUS)) == "V":
-        warnings.append("gps_void")
-    if number(gps.get(tags.DIFFERENTIAL)) == 1:
-        warnings.append("gps_differential")
-
-
-def altitude(value: Value | None, below: Value | None) -> float | None:
-    """Metres; reference 1 (EXIF 3.0: also 3) means below sea level, a missing one above."""
-    height = number(value)
-    if height is None:
-        return None
-    return round(-abs(height) if number(below) in (1, 3) else height, 4) + 0.0
-
-
-# ---------------------------------------------------------------- xmp
-
-XMP_NAMES = {
-    "gps_latitude": ("GPSLatitude", "GPSLongitude"),
-    "gps_altitude": ("GPSAltitude", "GPSAltitudeRef"),
-    "datetime": ("DateTimeOriginal",),
-    "gps_clock": ("GPSTimeStamp",),
-    "camera_make": ("Make",),
-    "camera_model": ("Model",),
-}
-
-
-def add_xmp(row: dict, packet: bytes, warnings: list) -> None:
-    """Fill what EXIF left empty from an XMP packet (ISO 16684-1)."""
-    wanted = set()
-    for column, names in XMP_NAMES.items():
-        if row[column] is None:
-            wanted.update(names)
-    xmp = read_xmp(packet, wanted)
-    if "GPSLatitude" in xmp and "GPSLongitude" in xmp:
-        lat, lon = xmp_angle(xmp["GPSLatitude"], "NS"), xmp_angle(xmp["GPSLongitude"], "EW")
-        place = position(*lat, *lon, warnings)
-        if place:
-            row["gps_latitude"], row["gps_longitude"], row["gps_source"] = *place, "xmp"
-    if "GPSAltitude" in xmp:
-        row["gps_altitude"] = altitude(
-            xmp["GPSAltitude"].encode(), xmp.get("GPSAltitudeRef", "").encode()
-        )
-    taken = read_date(xmp.get("DateTimeOriginal"))
-    if taken:
-        _set_time(row, *taken)
-    fix = read_date(xmp.get("GPSTimeStamp"))
-    if fix and not row["gps_clock"]:
-        with contextlib.suppress(OverflowError):
-            when = fix[0] - timedelta(minutes=fix[1] or 0)
-            seconds = when.hour * 3600 + when.minute * 60 + when.second
-            row["gps_clock"] = when.date().isoformat(), seconds
-    for column, name in (("camera_make", "Make"), ("camera_model", "Model")):
-        row[column] = row[column] or xmp.get(name)
-
+USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what EXIF can fill
 
 # ---------------------------------------------------------------- time
 
+Moment = tuple[datetime, int | None]  # local wall time, minutes east of UTC where they are told
 
-def add_time(row: dict, main: dict, exif: dict, gps: dict, warnings: list) -> None:
-    """Fill `datetime` from DateTimeOriginal or DateTimeDigitized, and what bears on UTC."""
-    row["gps_clock"] = gps_clock(gps)
-    for tag, source, fraction, zone in (
-        (tags.TAKEN, exif, tags.FRACTION_TAKEN, tags.ZONE_TAKEN),
-        (tags.TAKEN, main, tags.FRACTION_TAKEN, tags.ZONE_TAKEN),
-        (tags.DIGITISED, exif, tags.FRACTION_DIGITISED, tags.ZONE_DIGITISED),
-    ):
+
+def _exif_moment(tag: int, main: dict, exif: dict, warnings: list) -> Moment | None:
+    """DateTimeOriginal (also in IFD0) or DateTimeDigitized, with fraction and offset."""
+    taken = tag == tags.TAKEN
+    fraction = tags.FRACTION_TAKEN if taken else tags.FRACTION_DIGITISED
+    zone = tags.ZONE_TAKEN if taken else tags.ZONE_DIGITISED
+    for source in (exif, main) if taken else (exif,):
         written = text(source.get(tag))
-        taken = read_date(written, text(source.get(fraction)))
-        if taken:
+        found = read_date(written, text(source.get(fraction)))
+        if found:
             offset = read_offset(text(source.get(zone)))
             if offset is None and text(main.get(tags.MODIFIED)) == written:
                 offset = read_offset(text(source.get(tags.ZONE_MODIFIED)))
             hours = number(source.get(tags.ZONE_HOURS, main.get(tags.ZONE_HOURS)))  # TIFF/EP, hours
-            if offset is None and taken[1] is None and hours is not None and -12 <= hours <= 14:
+            if offset is None and found[1] is None and hours is not None and -12 <= hours <= 14:
                 offset = int(hours * 60)
-            _set_time(row, taken[0], taken[1] if offset is None else offset)
-            return
+            return _sound((found[0], found[1] if offset is None else offset), warnings)
         if written and any(c.isdigit() and c != "0" for c in written):
             warnings.append("date_invalid")
+    return None
 
 
-def _set_time(row: dict, when: datetime, offset: int | None) -> None:
-    row["datetime"] = iso_text(when)
-    if offset is not None:
-        row["utc_offset_minutes"], row["utc_source"] = offset, "offset_tag"
+def _sound(found: Moment | None, warnings: list) -> Moment | None:
+    if found and is_doubtful(found[0]):
+        warnings.append("date_doubtful")
+        return None
+    return found
+
+
+def _xmp_moment(xmp: dict[str, str], name: str) -> Moment | None:
+    found = read_date(xmp.get(name))
+    if found and found[1] is None and name == "exif:DateTimeOriginal":
+        return found[0], read_offset(xmp.get("exif:OffsetTimeOriginal"))
+    return found
+
+
+@dataclass(slots=True)
+class Sources:
+    """Everything read about one photo that may tell when it was taken."""
+
+    photo: Photo
+    main: dict
+    exif: dict
+    taken: Moment | None  # EXIF DateTimeOriginal
+    xmp: dict[str, str]  # embedded
+    sidecar: dict[str, str]
+
+
+def _moments(told: Sources, warnings: list) -> Iterator[Moment | None]:
+    """Capture times in the order of their sources; IPTC is only read where it is asked for."""
+    for name in ("exif:DateTimeOriginal", "photoshop:DateCreated"):
+        found = _xmp_moment(told.sidecar, name)
+        if found and told.taken and found[1] is None:
+            same = found[0].replace(microsecond=0) == told.taken[0].replace(microsecond=0)
+            found = told.taken if same else found  # which may know fraction and offset
+        yield found
+    yield told.taken
+    for name in ("exif:DateTimeOriginal", "photoshop:DateCreated"):
+        yield _xmp_moment(told.xmp, name)
+    iptc = _read_iptc(told.photo, told.main)
+    yield read_date(iptc_date(iptc, packets.CREATED))
+    yield _exif_moment(tags.DIGITISED, told.main, told.exif, warnings)
+    yield _xmp_moment(told.sidecar, "exif:DateTimeDigitized")
+    yield _xmp_moment(told.xmp, "exif:DateTimeDigitized")
+    yield read_date(iptc_date(iptc, packets.DIGITISED))
+    yield _xmp_moment(told.sidecar, "xmp:CreateDate")
+    yield _xmp_moment(told.xmp, "xmp:CreateDate")
+
+
+def _read_iptc(photo: Photo, main: dict) -> dict[int, str]:
+    """IPTC of a JPEG's Photoshop resources, or of a TIFF's own tag or its resources."""
+    block = main.get(tags.IPTC)
+    if not isinstance(block, bytes):
+        resources = main.get(tags.RESOURCES)
+        parts = [Bytes(resources)] if isinstance(resources, bytes) else photo.resources
+        block = packets.iptc_of_resources(parts)
+    return read_iptc(block)
+
+
+def add_time(row: dict, told: Sources, warnings: list) -> None:
+    """Fill `datetime`, and the offset where it is written with it, from the first that knows."""
+    for moment in _moments(told, warnings):
+        found = _sound(moment, warnings)
+        if found:
+            row["datetime"] = iso_text(found[0])
+            if found[1] is not None:
+                row["utc_offset_minutes"], row["utc_source"] = found[1], "offset_tag"
+            return
+
+
+def _xmp_clock(xmp: dict[str, str]) -> tuple[str, float] | None:
+    """exif:GPSTimeStamp, which XMP writes as one date and time, as `gps_clock` gives it."""
+    fix = read_date(xmp.get("exif:GPSTimeStamp"))
+    if not fix or is_doubtful(fix[0]):
+        return None
+    when = fix[0] - timedelta(minutes=fix[1] or 0)
+    return when.date().isoformat(), when.hour * 3600 + when.minute * 60 + when.second
 
 
 # ---------------------------------------------------------------- row
@@ -164,27 +147,31 @@ def empty_row(status: str, reason: str) -> dict:
         "warnings": reason,
         "_kind": None,
         "gps_clock": None,
+        "taken_utc": None,
+        "stamp": None,
     }
 
 
-def read_photo(path: str) -> dict:
-    """Read one file's header into a table row (without its name, UTC and sun); never raises."""
+def read_photo(path: str, sidecar: str = "", takeout: str = "") -> dict:
+    """Read one file's header, its XMP sidecar and its Takeout file, where it has them, into a table
+    row (without its name, UTC and sun); never raises."""
+    beside = stamp_beside((sidecar, takeout))
     try:
         with open(path, "rb", buffering=0) as file:
             about = os.fstat(file.fileno())
-            row = _read_open_file(file, about.st_size)
-    except OSError as error:
+            row = _read_open_file(file, about.st_size, path, sidecar, takeout)
+    except OSError:
         row = empty_row("unreadable", "cannot_open")
-        row["_kind"] = error.strerror
         try:
             about = os.stat(path)
         except OSError:
             return row
     row["file_size"], row["file_mtime"] = about.st_size, utc_text(about.st_mtime_ns)
+    row["stamp"] = stamp_of(about) + beside
     return row
 
 
-def _read_open_file(file: Any, size: int) -> dict:
+def _read_open_file(file: Any, size: int, path: str, sidecar: str, takeout: str) -> dict:
     if size == 0:
         return empty_row("unreadable", "empty_file")
     try:
@@ -192,46 +179,102 @@ def _read_open_file(file: Any, size: int) -> dict:
         photo = read_container(data)
         if photo.kind is None:
             return empty_row("unreadable", "not_an_image")
-        return _to_row(photo)
+        return _to_row(photo, *_read_beside(path, sidecar, takeout))
     except MemoryError:
         return empty_row("unreadable", "out_of_memory")
     except Exception as error:  # a bug met a hostile file: one row, not the run
         return empty_row("unreadable", f"reader_error_{type(error).__name__}")
 
 
-def _to_row(photo: Photo) -> dict:
-    row, warnings = empty_row("no_exif", ""), photo.warnings
-    main, exif, gps = read_exif(photo.exif) if photo.exif else ({}, {}, {})
-    if photo.exif and not main and photo.kind != "tiff":
+def _read_beside(
+    path: str, sidecar: str, takeout: str
+) -> tuple[dict[str, str], Takeout | None, list[str]]:
+    """Properties of the XMP sidecar, what Takeout says, and warnings."""
+    try:
+        told = read_takeout(takeout, path) if takeout else None
+    except Exception:  # a bug met a hostile file: one warning, not the row
+        told = Takeout(warnings=["takeout_damaged"])
+    try:
+        found, noted = read_sidecar(sidecar, path) if sidecar else ({}, [])
+    except Exception:
+        found, noted = {}, ["sidecar_damaged"]
+    return found, told, noted + (told.warnings if told else [])
+
+
+XMP_NAMES = {
+    "gps_latitude": ("exif:GPSLatitude", "exif:GPSLatitudeRef", "exif:GPSLongitude",
+                     "exif:GPSLongitudeRef", "exif:GPSHPositioningError",
+                     "exif:GPSProcessingMethod"),
+    "gps_altitude": ("exif:GPSAltitude", "exif:GPSAltitudeRef"),
+    "datetime": ("exif:DateTimeOriginal", "exif:OffsetTimeOriginal", "photoshop:DateCreated",
+                 "exif:DateTimeDigitized", "xmp:CreateDate"),
+    "gps_clock": ("exif:GPSTimeStamp",),
+    "camera_make": ("tiff:Make",),
+    "camera_model": ("tiff:Model",),
+}  # fmt: skip
+
+
+def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: list[str]) -> dict:
+    row, warnings = empty_row("no_exif", ""), [*photo.warnings, *noted]
+    main, exif, gps = read_exif(photo.exif)
+    if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
-    if gps:
-        add_position(row, gps, warnings)
-    if main:
-        add_time(row, main, exif, gps, warnings)
-        row["camera_make"], row["camera_model"] = (
-            text(main.get(tags.MAKE)),
-            text(main.get(tags.MODEL)),
-        )
-        for column, tag in (("focal_length_mm", tags.FOCAL), ("focal_length_35mm", tags.FOCAL_35),
-                            ("exposure_time_s", tags.EXPOSURE), ("f_number", tags.F_NUMBER),
-                            ("iso", tags.ISO)):  # fmt: skip
-            row[column] = positive(exif.get(tag, main.get(tag)))
-        row["lens_model"] = text(exif.get(tags.LENS, main.get(tags.LENS)))
     if photo.kind == "tiff":
         photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
         photo.xmp = main.get(tags.XMP_TAG)
-    if isinstance(photo.xmp, bytes):
-        add_xmp(row, photo.xmp, warnings)
-    if row["gps_altitude"] is not None and not ALTITUDES[0] <= row["gps_altitude"] <= ALTITUDES[1]:
-        warnings.append("altitude_doubtful")
+    _add_camera(row, main, exif)
+    taken = _exif_moment(tags.TAKEN, main, exif, warnings)
+    row["gps_clock"] = gps_clock(gps)
+    fix = fix_of_gps(gps)
+    known = {"gps_latitude": fix.place, "gps_altitude": fix.altitude, "datetime": taken}
+    xmp = _embedded_xmp(photo, row | known)
+    fixes = [fix, fix_of_xmp(xmp, "xmp")] if xmp else [fix]
+    if beside:
+        fixes.insert(0, fix_of_xmp(beside, "sidecar"))
+    if told:
+        fixes.append(fix_of_takeout(told))
+        row["taken_utc"] = _utc_of_takeout(told, warnings)
+    add_position(row, fixes, warnings)
+    add_time(row, Sources(photo, main, exif, taken, xmp, beside), warnings)
+    for source in (beside, xmp):
+        row["gps_clock"] = row["gps_clock"] or _xmp_clock(source)
+        row["camera_make"] = row["camera_make"] or source.get("tiff:Make")
+        row["camera_model"] = row["camera_model"] or source.get("tiff:Model")
     row["image_width"], row["image_height"] = photo.width or None, photo.height or None
-    if tags.TURN in main or any(row[column] is not None for column in COLUMNS[3:25]):
+    if tags.TURN in main or row["taken_utc"] or any(row[column] is not None for column in USED):
         row["status"] = "ok"
+    elif photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif):
+        row["status"] = "empty_exif"
     _add_orientation(row, photo, main, warnings)
     if row["image_width"] is None or row["image_height"] is None:
         warnings.append("no_size")
     row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
     return row
+
+
+_POINTERS = {tags.EXIF_IFD, tags.GPS_IFD}  # every TIFF file has IFD0: with these it has EXIF
+
+
+def _add_camera(row: dict, main: dict, exif: dict) -> None:
+    row["camera_make"], row["camera_model"] = text(main.get(tags.MAKE)), text(main.get(tags.MODEL))
+    row["lens_model"] = text(exif.get(tags.LENS, main.get(tags.LENS)))
+    for column, tag in (("focal_length_mm", tags.FOCAL), ("focal_length_35mm", tags.FOCAL_35),
+                        ("exposure_time_s", tags.EXPOSURE), ("f_number", tags.F_NUMBER),
+                        ("iso", tags.ISO)):  # fmt: skip
+        row[column] = positive(exif.get(tag, main.get(tag)))
+
+
+def _embedded_xmp(photo: Photo, known: dict) -> dict[str, str]:
+    """What EXIF left empty, from the photo's own XMP packet."""
+    if not isinstance(photo.xmp, bytes):
+        return {}
+    missing = (names for column, names in XMP_NAMES.items() if known[column] is None)
+    return read_xmp(photo.xmp, {name for names in missing for name in names})
+
+
+def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:
+    found = _sound((told.taken_utc, 0) if told.taken_utc else None, warnings)
+    return found[0] if found else None
 
 
 def _add_orientation(row: dict, photo: Photo, main: dict, warnings: list) -> None:
@@ -263,7 +306,9 @@ def finish_row(filename: str, raw: dict, round_km: float = 0.0) -> dict:
     """
     row = {column: raw[column] for column in COLUMNS} | {"filename": filename}
     warnings = row["warnings"].split(";") if row["warnings"] else []
-    add_utc(row, raw["gps_clock"], warnings)
+    honest = row["gps_source"] not in (None, "estimate") and "gps_zero" not in warnings
+    place = (row["gps_latitude"], row["gps_longitude"]) if honest else None
+    add_utc(row, raw["gps_clock"], raw["taken_utc"], place, warnings)
     row["warnings"] = ";".join(warnings) or None
     if row["gps_latitude"] is None:
         return row
@@ -271,7 +316,7 @@ def finish_row(filename: str, raw: dict, round_km: float = 0.0) -> dict:
         centre = cell_centre(row["gps_latitude"], row["gps_longitude"], round_km)
         row["gps_latitude"], row["gps_longitude"] = round(centre[0], 5), round(centre[1], 5)
         row["gps_accuracy_m"] = max(row["gps_accuracy_m"] or 0.0, 2000.0 * round_km)
-    if row["datetime_utc"] and "gps_zero" not in warnings:
+    if row["datetime_utc"] and honest:
         utc = datetime.fromisoformat(row["datetime_utc"])
         up, around = sun_position(row["gps_latitude"], row["gps_longitude"], utc)
         row["sun_elevation_deg"], row["sun_azimuth_deg"] = round(up, 3), round(around % 360, 3)

@@ -85,9 +85,10 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
         average, name = (np.median, "median") if head == "gps" else (np.mean, "mean")
         block[f"baseline_{name}_{unit}"] = float(average(trivial))
         block[f"knn_{name}_{unit}"] = float(average(knn))
+        block |= interval_metrics(head, own, found["answers"], rows)
+        block |= likelihood_metrics(head, found, groups, draws, seed)
         if head == "gps":
-            block |= position_metrics(own, trivial, knn, found["answers"], rows)
-            block |= likelihood_metrics(found, groups, draws, seed)
+            block |= position_metrics(own, trivial, knn)
     own, trivial = (errors[who]["sun"] for who in ("answers", "trivial"))
     rows = np.isfinite(own)
     metrics["sun"] = {"n": int(rows.sum())}
@@ -101,7 +102,30 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
     return metrics
 
 
-def position_metrics(own, trivial, knn, answers: dict, rows: np.ndarray) -> dict:
+INTERVALS = {"gps": "radius{}_km", "time": "time{}_minutes", "altitude": "altitude{}_m"}
+
+
+def interval_metrics(head: str, own: np.ndarray, answers: dict, rows: np.ndarray) -> dict:
+    """Coverage of the 50 and 90 % intervals and their median half-widths; how many photos are
+    confident, and their error (positions: geometric mean); and the risk–coverage curve: error of
+    the most confident 10, 20 … 100 %, with its mean (positions in logarithms)."""
+    block: dict = {}
+    for level in (50, 90):
+        half = answers[INTERVALS[head].format(level)][rows]
+        block[f"interval{level}"] = float(np.median(half))
+        block[f"coverage{level}"] = float((own <= half).mean())
+    average = geometric_mean_km if head == "gps" else lambda errors: float(errors.mean())
+    sure = answers[f"{head}_confident"][rows].astype(bool)
+    block["confident"] = int(sure.sum())
+    block["confident_error"] = average(own[sure]) if sure.any() else None
+    order = np.argsort(answers[INTERVALS[head].format(50)][rows], kind="stable")
+    counts = [max(1, round(share * len(own) / 10)) for share in range(1, 11)]
+    curve = [average(own[order[:count]]) for count in counts]
+    area = geometric_mean_km(np.array(curve)) if head == "gps" else float(np.mean(curve))
+    return {**block, "risk_coverage": curve, "risk_area": area}
+
+
+def position_metrics(own, trivial, knn) -> dict:
     shares = {f"p{q}_km": float(np.percentile(own, q)) for q in (75, 90, 95)}
     return {
         "geometric_mean_km": geometric_mean_km(own),
@@ -109,19 +133,20 @@ def position_metrics(own, trivial, knn, answers: dict, rows: np.ndarray) -> dict
         "baseline_geometric_mean_km": geometric_mean_km(trivial),
         "knn_geometric_mean_km": geometric_mean_km(knn),
         "within": {f"{km:g}": float((own <= km).mean()) for km in WITHIN_KM},
-        "inside_radius50": float((own <= answers["radius50_km"][rows]).mean()),
-        "inside_radius90": float((own <= answers["radius90_km"][rows]).mean()),
     }
 
 
-def likelihood_metrics(found: dict, groups, draws: int, seed: int) -> dict:
-    """Mean log density per km² at the true positions under the posterior, a kernel on the head's
-    point alone and the density of the training positions; gains with intervals, paired. Only
-    cross-validated models bring it along."""
+def likelihood_metrics(head: str, found: dict, groups, draws: int, seed: int) -> dict:
+    """Mean log density at the truths (per km², minute, unit of the altitude target) of the whole
+    density, of a kernel on the head's point alone and of the training labels; gains with
+    intervals, paired. Only cross-validated models bring it along."""
     if "log_likelihood" not in found:
         return {}
-    values = {name: np.asarray(column) for name, column in found["log_likelihood"].items()}
+    names = ("posterior", "head", "positions")
+    values = {name: np.asarray(found["log_likelihood"][f"{head}_{name}"]) for name in names}
     rows = np.isfinite(values["posterior"])
+    if not rows.any():
+        return {}
     own = values["posterior"][rows]
     block: dict = {"posterior": float(own.mean())}
     for name in ("head", "positions"):

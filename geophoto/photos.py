@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import density
-from geophoto.labels import ALTITUDES
+from geophoto.clocks import is_doubtful
 from geophoto.orientations import ORIENTATION_CLASSES, known_tag
 from geophoto.pictures import photo_file
+from geophoto.positions import ALTITUDES
 from geophoto.table import read_table
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 LEAST_PHOTOS = 10  # fewer cannot be split; below FEW_PHOTOS a warning is due
 FEW_PHOTOS = 100
-EARLIEST_YEAR = 1826  # of the oldest photograph that is left, Niépce's view from his window
 
 # ---------------------------------------------------------------- labels
 
@@ -67,14 +67,21 @@ class Photos:
 
 
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
-    """Every row of the table with its labels; a position or altitude that the extractor doubts is
-    none, nor is a date outside EARLIEST_YEAR to next year."""
+    """Every row of the table with its labels; the time is that of the place, where it is known.
+
+    A position or altitude that the extractor doubts or this tool estimated is none, nor is a date
+    before the first photograph or after next year.
+    """
     warned = table["warnings"].fillna("").str.split(";")
     distrust = warned.map(lambda codes: any(code in density.DOUBTED_POSITION for code in codes))
-    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes)
+    estimated = table["gps_source"] == "estimate"
+    distrust |= estimated
+    unlikely = warned.map(lambda codes: "altitude_doubtful" in codes) | estimated
     unlikely |= ~table["gps_altitude"].between(*ALTITUDES)
     local = [read_moment(text) for text in table["datetime"]]
     utc = [read_moment(text, in_utc=True) for text in table["datetime_utc"]]
+    there = [read_moment(text) for text in table["datetime_at_place"]]
+    clocks = [at_place or here for at_place, here in zip(there, local, strict=True)]
     instants = [universal or here for universal, here in zip(utc, local, strict=True)]
     tagged = table["orientation"].where(table["orientation_tag"].notna())
     files = [photo_file(image_dir, name) for name in table["filename"]]
@@ -82,7 +89,7 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
         names=list(table["filename"]),
         lat=table["gps_latitude"].where(~distrust).to_numpy(float),
         lon=table["gps_longitude"].where(~distrust).to_numpy(float),
-        minutes=np.array([minutes_of_day(moment) for moment in local], float),
+        minutes=np.array([minutes_of_day(moment) for moment in clocks], float),
         altitude=table["gps_altitude"].where(~unlikely).to_numpy(float),
         sun=table["sun_elevation_deg"].where(~distrust).to_numpy(float),
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
@@ -109,7 +116,7 @@ def read_moment(text: str | None, in_utc: bool = False) -> datetime | None:
         moment = datetime.fromisoformat(text)
     except ValueError:
         return None
-    if not EARLIEST_YEAR <= moment.year <= datetime.now().year + 1:
+    if is_doubtful(moment):
         return None
     return (moment.astimezone(UTC) if in_utc and moment.tzinfo else moment).replace(tzinfo=None)
 
@@ -142,15 +149,15 @@ def read_photos(data_dir: Path, image_dir: Path) -> tuple[Photos, dict[str, int]
         "file is gone": int((readable & ~present).sum()),
         "no label": int((readable & present & ~labelled).sum()),
     }
-    if unusable := unusable_cells(table, every):
+    if unusable := unusable_cells(table):
         left_out["unusable cells of the table"] = unusable
     return every.take(np.flatnonzero(readable & present & labelled)), left_out
 
 
-def unusable_cells(table: pd.DataFrame, every: Photos) -> int:
+def unusable_cells(table: pd.DataFrame) -> int:
     """How many cells of the table hold something, and yet no label: read_table's, and dates."""
-    undated = table["datetime"].notna().to_numpy() & np.isnan(every.minutes)
-    return sum(table.attrs["unusable"].values()) + int(undated.sum())
+    dates = [*table["datetime"].dropna(), *table["datetime_at_place"].dropna()]
+    return sum(table.attrs["unusable"].values()) + sum(read_moment(t) is None for t in dates)
 
 
 # ---------------------------------------------------------------- split

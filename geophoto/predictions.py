@@ -56,7 +56,7 @@ def held_out_answers(
         return {**found, "prior": held["prior"][known]}, photos.take(rows)
 
     part = np.array(split["part"])[known]
-    network, normalisation, posterior = rebuild(checkpoint)
+    network, normalisation, densities = rebuild(checkpoint)
     precision = Precision(precision_name)
     network.to(precision.device)
     depth_dir = data_dir if checkpoint["model_config"]["use_depth"] else None
@@ -77,7 +77,7 @@ def held_out_answers(
     k = choose_knn([(near_validation, known_photos, photos.take(validation["rows"]))])
     trivial = trivial_answers(known_photos)
     found = {
-        "answers": answers_of(test, checkpoint["gallery"], posterior, normalisation),
+        "answers": answers_of(test, checkpoint["gallery"], densities, normalisation),
         "trivial": {key: np.full(len(tested), value) for key, value in trivial.items()},
         "knn_errors": answer_errors(knn_answers(near, known_photos, k, len(tested)), tested),
         "prior": np.tile(normalisation.orientation_prior, (len(tested), 1)),
@@ -106,12 +106,13 @@ def depth_estimator(checkpoint: dict, checkpoint_dir: Path, precision):
     return lambda pixels: estimate_depth(network, pixels, about["input_size"])
 
 
-def orientation_chances(network, views, prior: np.ndarray, precision) -> np.ndarray:
+def orientation_chances(
+    network, views, prior: np.ndarray, temperature: float, precision
+) -> np.ndarray:
     """Probability of each class (6,) for a stored picture, by its six views (6, 3, V, V)."""
-
     with torch.inference_mode(), precision.autocast():
         logits = view_logits(network, views[None].to(precision.device))[0, 0]
-    logits = logits.float().cpu().numpy() + prior
+    logits = logits.float().cpu().numpy() / temperature + prior
     chances = np.exp(logits - logits.max())
     return chances / chances.sum()
 
@@ -132,7 +133,7 @@ class Predictor:
     def __init__(
         self, checkpoint: dict, checkpoint_dir: Path, precision_name: str, certainty: float
     ) -> None:
-        self.network, self.normalisation, self.posterior = rebuild(checkpoint)
+        self.network, self.normalisation, self.densities = rebuild(checkpoint)
         self.precision, self.certainty = Precision(precision_name), certainty
         self.network.to(self.precision.device)
         self.estimate = depth_estimator(checkpoint, checkpoint_dir, self.precision)
@@ -144,14 +145,16 @@ class Predictor:
         cannot be read."""
         stored = open_stored(file, max_side=max(2 * self.size, 1036))
         inputs = picture_inputs(stored, self.size, self.network.rgb_branch)
-        chance = orientation_chances(self.network, inputs["views"], self.prior, self.precision)
+        chance = orientation_chances(
+            self.network, inputs["views"], self.prior, self.densities["temperature"], self.precision
+        )
         turned = int(chance.argmax()) if chance.max() >= self.certainty else 0
         upright = turn_picture(stored, ORIENTATION_CLASSES[turned])
         inputs = picture_inputs(upright, self.size, self.network.rgb_branch)
         if self.estimate is not None:
             inputs["depth"] = depth_input(self.estimate(np.asarray(upright)), self.size)
         raw = predict_batch(self.network, {k: v[None] for k, v in inputs.items()}, self.precision)
-        known = self.gallery, self.posterior, self.normalisation
+        known = self.gallery, self.densities, self.normalisation
         answer, places = answers_of(raw, *known), likely_places(raw, *known)[0]
         row = {
             "filename": name,
@@ -159,12 +162,19 @@ class Predictor:
             "longitude": answer["lon"][0],
             "radius50_km": answer["radius50_km"][0],
             "radius90_km": answer["radius90_km"][0],
+            "position_confident": answer["gps_confident"][0],
             "places": "; ".join(f"{lat:.5f} {lon:.5f} {p * 100:.0f} %" for lat, lon, p in places),
             "time": clock(answer["minutes"][0]),
-            "time_certainty": answer["time_certainty"][0],
+            "time50_minutes": answer["time50_minutes"][0],
+            "time90_minutes": answer["time90_minutes"][0],
+            "time_confident": answer["time_confident"][0],
             "orientation": ORIENTATION_CLASSES[int(chance.argmax())],
             "orientation_probability": chance.max(),
             "altitude_m": answer["altitude"][0],
+            "altitude50_m": answer["altitude50_m"][0],
+            "altitude90_m": answer["altitude90_m"][0],
+            "altitude_confident": answer["altitude_confident"][0],
+            "strangeness": answer["strangeness"][0],
             "sun_elevation_deg": answer["sun"][0],
         }
         return {k: tidy(v) for k, v in row.items()}, bool(turned)

@@ -1,26 +1,28 @@
 """Reading processes that a hostile file cannot harm: bounded in time and memory, replaced if dead.
 
-In: blocks of paths. Out: raw rows in the order given; the culprit of a death becomes a row.
+In: blocks of photos, each with the files beside it. Out: raw rows in the order given; the culprit
+of a death becomes a row.
 """
 
 from __future__ import annotations
 
-import math
-import os
+import contextlib
 import sys
-import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from geophoto.labels import empty_row, read_photo
+from geophoto.table import stamp_beside
 
 FILE_CPU_S = 0.9  # processor time for one file, twice (in its chunk, then alone): about 2 s
 FILE_WAIT_S = 30.0  # longest silence of a reader, slow disks included
+Files = tuple[str, ...]  # a photo and, where it has them, its XMP sidecar and Takeout file or ""
 FILE_MEMORY = 512 << 20  # bytes a reader may take on top of what it starts with
 
 
-def _limit_resources() -> None:
-    """Let the system end a reader that a hostile file sends astray, in C code too."""
+def _limit_memory() -> None:
+    """Let the system refuse a reader more memory than any header needs, in C code too."""
     try:
         import resource
 
@@ -31,54 +33,50 @@ def _limit_resources() -> None:
         pass  # not Linux: the parsers' own bounds remain
 
 
-def _serve(connection: Any, parent: int) -> None:
-    """Loop of a reading process: receive paths, send raw rows, until the other end goes away."""
+def _serve(pipe: Any, other_end: Any) -> None:
+    """Loop of a reading process: receive paths, send raw rows, until the other end goes away.
+
+    Forked readers hold the other ends of older ones: when their parent is killed, the youngest
+    sees its pipe end first, and with it goes the last hold on the next.
+    """
     import signal
 
+    other_end.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    _limit_resources()
+    _limit_memory()
     timer = getattr(signal, "setitimer", None)
-    try:
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            while not connection.poll(1.0):
-                if os.getppid() != parent:  # killed: siblings may hold the pipe open
-                    return
             rows = []
-            for path in connection.recv():
+            for paths in pipe.recv():
                 if timer:
                     timer(signal.ITIMER_PROF, FILE_CPU_S)  # unhandled SIGPROF ends the process
-                rows.append(read_photo(path))
-            if timer:
-                timer(signal.ITIMER_PROF, 0)
-            connection.send(rows)
-    except (EOFError, OSError):
-        return
+                rows.append(read_photo(*paths))
+            pipe.send(rows)
 
 
 class Reader:
-    """A reading process and its pipe."""
+    """A reading process and the pipe to it."""
 
     def __init__(self) -> None:
         import multiprocessing
 
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self.pipe, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, os.getpid()), daemon=True)
+        self.process = context.Process(target=_serve, args=(other, self.pipe), daemon=True)
         self.process.start()
         other.close()
-        self.deadline = math.inf
-        self.task: Any = None
 
-    def hand(self, task: Any, paths: list[str]) -> None:
-        self.task, self.deadline = task, time.monotonic() + FILE_WAIT_S
-        self.pipe.send(paths)
+    def hand(self, files: list[Files]) -> None:
+        with contextlib.suppress(OSError):  # dead: `take` will see it
+            self.pipe.send(files)
 
-    def take(self) -> list[dict] | None:
-        """The rows, or None when the process died."""
+    def take(self) -> list[dict] | str:
+        """The rows of what was handed, or why there are none."""
         try:
-            return self.pipe.recv()
+            return self.pipe.recv() if self.pipe.poll(FILE_WAIT_S) else "reader_timeout"
         except (EOFError, OSError):
-            return None
+            return "reader_died"
 
     def end(self) -> None:
         self.process.kill()
@@ -86,76 +84,57 @@ class Reader:
         self.pipe.close()
 
 
-def _read_alone(path: str) -> dict:
-    """Read one file of a chunk that killed or stalled its reader; the culprit becomes a row."""
+def _read_alone(paths: Files) -> dict:
+    """Read one photo of a chunk that killed or stalled its reader; the culprit becomes a row.
+
+    Where it has files beside it, one of these may be the culprit: then the photo is read without.
+    """
     reader = Reader()
-    try:
-        reader.hand(None, [path])
-        if not reader.pipe.poll(FILE_WAIT_S):
-            return empty_row("unreadable", "reader_timeout")
+    reader.hand([paths])
+    rows = reader.take()
+    reader.end()
+    if not isinstance(rows, str):
+        return rows[0]
+    row = _read_alone(paths[:1]) if any(paths[1:]) else empty_row("unreadable", rows)
+    if row["status"] != "unreadable":
+        guilty = zip(("sidecar_damaged", "takeout_damaged"), paths[1:], strict=False)
+        codes = [row["warnings"], *(code for code, path in guilty if path)]
+        row["warnings"] = ";".join(filter(None, codes))
+        row["stamp"] += stamp_beside(paths[1:])
+    return row
+
+
+def read_blocks(
+    blocks: Iterable[tuple[Any, list[Files]]], workers: int, meanwhile: Callable[[], None]
+) -> Iterator[tuple[Any, list[dict]]]:
+    """Yield (block, rows of its files) in the order given; every reader holds one block at most.
+
+    A reader that died or fell silent is replaced, and what it held is read photo by photo.
+    `meanwhile` is called whenever files are being read, before they are waited for.
+    """
+    idle: list[Reader] = []
+    busy: deque[tuple[Any, list[Files], Reader]] = deque()
+
+    def oldest() -> tuple[Any, list[dict]]:
+        block, files, reader = busy.popleft()
+        if files:
+            meanwhile()
         rows = reader.take()
-        return rows[0] if rows else empty_row("unreadable", "reader_died")
+        if isinstance(rows, str):
+            reader.end()
+            return block, [_read_alone(paths) for paths in files]
+        idle.append(reader)
+        return block, rows
+
+    try:
+        for block, files in blocks:
+            done = [oldest()] if len(busy) == workers else []
+            reader = idle.pop() if idle else Reader()
+            reader.hand(files)
+            busy.append((block, files, reader))
+            yield from done  # after handing on: they read while the taker works
+        while busy:
+            yield oldest()
     finally:
-        reader.end()
-
-
-class Crew:
-    """Reading processes that work on (block, paths) in turn; results come in the order given."""
-
-    def __init__(self, blocks: Iterator[tuple[Any, list[str]]], workers: int) -> None:
-        self.numbered, self.workers = enumerate(blocks), workers
-        self.idle: list[Reader] = []
-        self.busy: dict[Any, Reader] = {}
-        self.done: dict[int, tuple] = {}
-        self.next, self.ended = 0, False
-        self.hand_out()
-
-    def hand_out(self) -> None:
-        """Keep every process busy, but run at most a few blocks ahead of the results taken."""
-        while not self.ended and len(self.busy) < self.workers:
-            if len(self.done) >= 4 * self.workers:
-                return
-            step = next(self.numbered, None)
-            if step is None:
-                self.ended = True
-                return
-            place, (block, paths) = step
-            if not paths:
-                self.done[place] = (block, [])
-                continue
-            reader = self.idle.pop() if self.idle else Reader()
-            reader.hand((place, block, paths), paths)
-            self.busy[reader.pipe] = reader
-
-    def collect(self) -> None:
-        """Wait for rows; a process that died or fell silent is replaced, its chunk read singly."""
-        from multiprocessing.connection import wait
-
-        ready = wait(list(self.busy), timeout=0.5)
-        now = time.monotonic()
-        late = [pipe for pipe, reader in self.busy.items() if reader.deadline < now]
-        for pipe in {*ready, *late}:
-            reader = self.busy.pop(pipe)
-            place, block, paths = reader.task
-            rows = reader.take() if pipe in ready else None
-            if rows is None:
-                reader.end()
-                rows = [_read_alone(path) for path in paths]
-            else:
-                self.idle.append(reader)
-            self.done[place] = (block, rows)
-
-    def results(self) -> Iterator[tuple]:
-        try:
-            while True:
-                self.hand_out()  # before yielding: they read while the taker works
-                if self.next in self.done:
-                    yield self.done.pop(self.next)
-                    self.next += 1
-                elif self.busy:
-                    self.collect()
-                else:
-                    return
-        finally:
-            for reader in [*self.idle, *self.busy.values()]:
-                reader.end()
+        for reader in [*idle, *(reader for *_, reader in busy)]:
+            reader.end()

@@ -5,7 +5,9 @@ In: rows as dicts. Out: files, records one by one, or a DataFrame.
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import heapq
 import json
 import math
 import os
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from density import stop, write_atomically
-from geophoto.clocks import utc_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 COLUMNS = (
     "filename", "status", "warnings", "datetime", "utc_offset_minutes", "datetime_utc",
     "utc_source", "gps_latitude", "gps_longitude", "gps_source", "gps_altitude", "gps_accuracy_m",
-    "gps_img_direction", "sun_elevation_deg", "sun_azimuth_deg", "orientation", "orientation_tag",
-    "camera_make", "camera_model", "lens_model", "focal_length_mm", "focal_length_35mm",
-    "exposure_time_s", "f_number", "iso", "image_width", "image_height", "file_size", "file_mtime",
+    "gps_img_direction", "datetime_at_place", "sun_elevation_deg", "sun_azimuth_deg", "orientation",
+    "orientation_tag", "camera_make", "camera_model", "lens_model", "focal_length_mm",
+    "focal_length_35mm", "exposure_time_s", "f_number", "iso", "image_width", "image_height",
+    "file_size", "file_mtime",
 )  # fmt: skip
 TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "utc_source",
-                "gps_source", "orientation", "camera_make", "camera_model", "lens_model",
-                "file_mtime")  # fmt: skip
+                "gps_source", "datetime_at_place", "orientation", "camera_make", "camera_model",
+                "lens_model", "file_mtime")  # fmt: skip
 LIMITS = {"gps_latitude": (-90, 90), "gps_longitude": (-180, 180), "sun_elevation_deg": (-90, 90)}
-TABLE_FORMAT = 3  # raised when the same bytes would give other rows: old rows are then read again
+TABLE_FORMAT = 4  # raised when the same bytes would give other rows: old rows are then read again
 
 # ---------------------------------------------------------------- write
 
@@ -95,13 +97,14 @@ def write_positions(data_dir: str | Path) -> Path:
 def read_records(path: Path) -> Iterator[dict]:
     """Yield the records of a table, line by line where they were written so."""
     with open(path, encoding="utf-8") as file:
-        if file.readline() == "[\n" and file.read(13) == '{"filename": ':
-            file.seek(2)
-            while (line := file.readline().strip().rstrip(",")) != "]":
-                yield json.loads(line)
-            return
+        by_line = file.readline() == "[\n" and file.readline().startswith('{"')
         file.seek(0)
-        yield from json.load(file)
+        if not by_line:
+            yield from json.load(file)
+            return
+        file.readline()
+        while (line := file.readline().strip().rstrip(",")) != "]":
+            yield json.loads(line)
 
 
 def read_table(data_dir: str | Path, image_dir: str | Path | None = None) -> pd.DataFrame:
@@ -189,57 +192,115 @@ def to_number(value: Any) -> float:
 
 # ---------------------------------------------------------------- known
 
-
-class Known:
-    """Rows written earlier, in order of name: the last table, or the journal of a killed run."""
-
-    RETRY = ("cannot_open", "out_of_memory", "reader_died", "reader_timeout")
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.lines = path, self._lines(path)
-        self.current = next(self.lines, None)
-
-    @staticmethod
-    def _lines(path: Path) -> Iterator[tuple[str, str, str]]:
-        """Yield (name, "size, mtime" as written, the record's text)."""
-        with open(path, encoding="utf-8", errors="replace") as file:
-            next(file, None)  # "[" or the header of a journal
-            for line in file:
-                if not line.endswith("\n") or line[0] != "{":
-                    return  # a line cut by a kill, or the end
-                line = line.rstrip(",\n")
-                name = line[14 : line.index('", "status": ')]
-                if "\\" in name:
-                    name = json.loads(f'"{name}"')
-                yield name, line[line.rindex('"file_size": ') :], line
-
-    def find(self, name: str) -> tuple[str, str] | None:
-        """Names must be asked for in order; they may be skipped."""
-        while self.current and self.current[0] < name:
-            self.current = next(self.lines, None)
-        if self.current and self.current[0] == name:
-            return self.current[1:]
-        return None
+PASSING = ("cannot_open", "out_of_memory", "reader_died", "reader_timeout")  # tried again next time
 
 
-def file_stamp(path: str) -> str | None:
-    """Size and time of a file, as they end its record."""
+def stamp_of(about: os.stat_result) -> list[int]:
+    """What tells a file from its earlier self: bytes, mtime and inode change time in ns."""
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+
+
+def stamp_beside(paths: Iterable[str]) -> list:
+    """[name, *stamp_of(file), …] of the files beside a photo, without those that are gone."""
+    stamp: list = []
+    for path in filter(None, paths):
+        with contextlib.suppress(OSError):
+            stamp += [os.path.basename(path), *stamp_of(os.stat(path))]
+    return stamp
+
+
+def _stamp(name: str, paths: tuple[str, ...]) -> list:
+    """[name, *stamp_of(photo), *stamp_beside(it)]; what is gone equals nothing."""
     try:
-        about = os.stat(path)
+        return [name, *stamp_of(os.stat(paths[0])), *stamp_beside(paths[1:])]
     except OSError:
-        return None
-    return f'"file_size": {about.st_size}, "file_mtime": "{utc_text(about.st_mtime_ns)}"}}'
+        return [name, None]
 
 
-def reusable_record(name: str, path: str, known: list[Known]) -> str | None:
-    """The record text of a file that has not changed since it was read."""
-    stamp = None
-    for rows in known:
-        found = rows.find(name)
-        if found:
-            stamp = stamp or file_stamp(path)
-            if found[0] == stamp and '"status": "unreadable"' not in found[1]:
-                return found[1]
-            if found[0] == stamp and not any(code in found[1] for code in Known.RETRY):
-                return found[1]
-    return None
+class Memory:
+    """What earlier runs with the same settings left beside the table: its rows are used again.
+
+    Each row has a stamp, [name, size, mtime, change time] and the same of the files beside the
+    photo; equal stamps, equal rows. Stamps of the table stand in a file line by line, a small state
+    says which table they belong to, and journals of killed runs hold lines [stamp, row]. Nothing
+    here grows in memory with the photos.
+    """
+
+    def __init__(self, data_dir: Path, settings: dict) -> None:
+        self.folder, self.settings, self.table = data_dir, settings, data_dir / "exif_data.json"
+        self.stamps, self.state = data_dir / ".exif_data.stamps", data_dir / ".exif_data.state.json"
+
+    def journals(self) -> list[Path]:
+        return sorted(self.folder.glob(".exif_data.*.journal"))
+
+    def next_journal(self) -> Path:
+        """A file for the fresh rows of a run, should it be killed; begins with the settings."""
+        return self.folder / f".exif_data.{1 + len(self.journals()):04d}.journal"
+
+    def _made(self) -> list:
+        return [self.settings, *stamp_of(os.stat(self.table))[:2]]
+
+    def result(self) -> dict | None:
+        """What the last run noted, if it had these settings and the table is still its own."""
+        try:
+            state = json.loads(self.state.read_text(encoding="utf-8"))
+            return state["result"] if state["made"] == self._made() else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def keep(self, result: dict) -> None:
+        with write_atomically(self.state, "w", encoding="utf-8") as file:
+            json.dump({"made": self._made(), "result": result}, file)
+        for journal in self.journals():
+            journal.unlink()
+
+    def forget(self) -> None:
+        for file in (self.state, *self.journals()):
+            file.unlink(missing_ok=True)
+
+    def unchanged(self, files: Iterable[tuple[str, tuple[str, ...]]]) -> bool:
+        """Whether the table's rows are those of the files (name, paths), and none has changed."""
+        try:
+            with open(self.stamps, encoding="utf-8") as stamps:
+                pairs = zip(files, stamps, strict=True)
+                same = all(_stamp(*file) == json.loads(stamp) for file, stamp in pairs)
+            return same and self.table.with_suffix(".csv").exists()
+        except (OSError, ValueError):
+            return False
+
+    def rows(
+        self, files: Iterable[tuple[str, tuple[str, ...]]]
+    ) -> Iterator[tuple[str, tuple[str, ...], dict | None, list]]:
+        """Yield (name, paths, row if no file has changed, its stamp) in order of name."""
+        sources = [self._journal_rows(path) for path in self.journals()]
+        if self.result():
+            sources.append(self._table_rows())
+        known = heapq.merge(*map(_sound, sources), key=lambda pair: pair[0][0])
+        old = next(known, None)
+        for name, paths in files:
+            row: dict | None = None
+            stamp: list = []
+            while old and old[0][0] <= name:
+                if old[0][0] == name:
+                    stamp = stamp or _stamp(name, paths)
+                    row = old[1] if old[0] == stamp else row
+                old = next(known, None)
+            yield name, paths, row, stamp
+
+    def _table_rows(self) -> Iterator[tuple[list, dict]]:
+        with open(self.stamps, encoding="utf-8") as stamps:
+            yield from zip(map(json.loads, stamps), read_records(self.table), strict=True)
+
+    def _journal_rows(self, path: Path) -> Iterator[tuple[list, dict]]:
+        with open(path, encoding="utf-8") as lines:
+            if json.loads(lines.readline()) == self.settings:
+                yield from map(json.loads, lines)
+
+
+def _sound(pairs: Iterator[tuple[list, dict]]) -> Iterator[tuple[list, dict]]:
+    """Stamps and rows up to where a kill or a crash spoiled their file."""
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):
+        for stamp, row in pairs:
+            if stamp[0] != row["filename"]:
+                return
+            yield stamp, row

@@ -1,16 +1,15 @@
-"""EXIF blocks and XMP packets → the values of their tags.
+"""EXIF blocks → the values of their tags.
 
-In: a TIFF block as Bytes, or an XMP packet. Out: dicts of values by tag or property, as stored;
+In: a TIFF block as Bytes. Out: dicts of values by tag, as stored;
 `text`, `number`, `positive` and `angle` read one value. Nothing here raises on damaged input.
 """
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import math
 import re
 import struct
-from typing import Any
 
 from geophoto.containers import MAX_XMP_BYTES, Bytes
 
@@ -25,6 +24,8 @@ TYPE_SIZES |= {2: 1, 7: 1, 129: 1}  # text, undefined, UTF-8 (EXIF 3.0): kept as
 MAKE, MODEL, TURN, MODIFIED = 0x010F, 0x0110, 0x0112, 0x0132
 EXIF_IFD, GPS_IFD, XMP_TAG, ZONE_HOURS = 0x8769, 0x8825, 0x02BC, 0x882A
 WIDTH, HEIGHT = 0x0100, 0x0101
+IPTC, RESOURCES = 0x83BB, 0x8649
+BLOCKS = frozenset((XMP_TAG, IPTC, RESOURCES))  # read whole, whatever type they are given
 TAKEN, DIGITISED = 0x9003, 0x9004
 ZONE_MODIFIED, ZONE_TAKEN, ZONE_DIGITISED = 0x9010, 0x9011, 0x9012
 FRACTION_TAKEN, FRACTION_DIGITISED = 0x9291, 0x9292
@@ -32,27 +33,44 @@ EXPOSURE, F_NUMBER, ISO, FOCAL, FOCAL_35, LENS = 0x829A, 0x829D, 0x8827, 0x920A,
 EXIF_TAGS = frozenset((TAKEN, DIGITISED, ZONE_MODIFIED, ZONE_TAKEN, ZONE_DIGITISED, FRACTION_TAKEN,
                        FRACTION_DIGITISED, EXPOSURE, F_NUMBER, ISO, FOCAL, FOCAL_35, LENS,
                        ZONE_HOURS))  # fmt: skip
-MAIN_TAGS = EXIF_TAGS | {MAKE, MODEL, TURN, MODIFIED, EXIF_IFD, GPS_IFD, XMP_TAG, WIDTH, HEIGHT}
+MAIN_TAGS = EXIF_TAGS | BLOCKS | {MAKE, MODEL, TURN, MODIFIED, EXIF_IFD, GPS_IFD, WIDTH, HEIGHT}
 (LAT_REF, LAT, LON_REF, LON, ALT_REF, ALT, GPS_TIME, GPS_STATUS) = (1, 2, 3, 4, 5, 6, 7, 9)
-(DIRECTION_REF, DIRECTION, GPS_DATE, DIFFERENTIAL, ACCURACY) = (16, 17, 29, 30, 31)
+(DIRECTION_REF, DIRECTION, METHOD, GPS_DATE, DIFFERENTIAL, ACCURACY) = (16, 17, 27, 29, 30, 31)
 GPS_TAGS = frozenset((LAT_REF, LAT, LON_REF, LON, ALT_REF, ALT, GPS_TIME, GPS_STATUS,
-                      DIRECTION_REF, DIRECTION, GPS_DATE, DIFFERENTIAL, ACCURACY))  # fmt: skip
+                      DIRECTION_REF, DIRECTION, METHOD, GPS_DATE, DIFFERENTIAL,
+                      ACCURACY))  # fmt: skip
+TOGETHER = (  # tags that are only right with each other
+    frozenset((TAKEN, DIGITISED, ZONE_TAKEN, ZONE_DIGITISED, FRACTION_TAKEN, FRACTION_DIGITISED,
+               ZONE_MODIFIED, ZONE_HOURS)),
+    frozenset((LAT_REF, LAT, LON_REF, LON, GPS_STATUS, ACCURACY, METHOD)),
+    frozenset((ALT_REF, ALT)), frozenset((GPS_TIME, GPS_DATE)),
+    frozenset((DIRECTION_REF, DIRECTION)),
+)  # fmt: skip
+MAX_BLOCKS = 4  # EXIF blocks read in one file
 Value = bytes | tuple
 
 
-def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False) -> dict:
+class Directory(dict):
+    """Values by tag; `damaged` where it is cut off, none at all, or points outside of its block."""
+
+    damaged = False
+
+
+def read_ifd(
+    data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False
+) -> Directory:
     """Read the wanted tags of one TIFF directory; values out of bounds are left out.
 
     A directory that is cut off or begins with an unknown type is taken for noise, as ExifTool does.
     Text and undefined values come as bytes, numbers as tuples, 0/0 as nan, x/0 as infinity.
     """
     count_size, entry, entry_size = (8, "HHQ8s", 20) if big else (2, "HHI4s", 12)
-    count = int.from_bytes(data.at(offset, count_size), "little" if order == "<" else "big")
-    block = data.at(offset + count_size, min(count, 4096) * entry_size)
-    found = {}
-    if not count or len(block) < min(count, 4096) * entry_size:
-        return found
-    if struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES:
+    head, found = data.at(offset, count_size), Directory()
+    count = min(int.from_bytes(head, "little" if order == "<" else "big"), 4096)
+    block = data.at(offset + count_size, count * entry_size)
+    whole = len(head) == count_size and len(block) == count * entry_size
+    if not whole or (count and struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES):
+        found.damaged = True
         return found
     for tag, kind, number, inline in struct.iter_unpack(order + entry, block):
         if tag not in wanted or tag in found or kind not in TYPE_SIZES or number == 0:
@@ -60,15 +78,19 @@ def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool 
         size = TYPE_SIZES[kind] * number
         if size > len(inline):
             place = struct.unpack(order + ("Q" if big else "I"), inline)[0]
-            if tag == XMP_TAG:
+            if tag in BLOCKS:
                 found[tag] = data.at(place, min(size, MAX_XMP_BYTES))
                 continue
             if place + size > data.size or (kind not in (2, 7, 129) and number > 64):
+                found.damaged = True
                 continue
             raw = data.at(place, min(size, MAX_VALUE_BYTES))
         else:
             raw = inline[:size]
         found[tag] = _unpack(raw, kind, order)
+    if not found:  # nothing that anybody wants, or nothing sound?
+        kinds = {kind for _, kind, _, _ in struct.iter_unpack(order + entry, block)}
+        found.damaged |= not kinds <= TYPE_SIZES.keys()
     return found
 
 
@@ -83,43 +105,69 @@ def _unpack(raw: bytes, kind: int, order: str) -> Value:
     return tuple(divide(above, below) for above, below in pairs)
 
 
-def read_exif(data: Bytes) -> tuple[dict, dict, dict]:
-    """Read IFD0, the Exif IFD and the GPS IFD of a TIFF block; IFD1 (thumbnail) is never used."""
+def read_exif(blocks: list[Bytes]) -> tuple[Directory, Directory, Directory]:
+    """Read IFD0, the Exif IFD and the GPS IFD of a TIFF block; IFD1 (thumbnail) is never used.
+
+    What the first block lacks is taken from the next ones, but what TOGETHER names is not mixed.
+    """
+    found = _read_block(blocks[0]) if blocks else (Directory(), Directory(), Directory())
+    for block in blocks[1:MAX_BLOCKS]:
+        for first, second in zip(found, _read_block(block), strict=True):
+            known = first.keys()
+            lacking = [tag for tag in second if not _together(tag) & known]
+            first.update({tag: second[tag] for tag in lacking})
+    return found
+
+
+def _together(tag: int) -> frozenset[int]:
+    return next((tags for tags in TOGETHER if tag in tags), frozenset((tag,)))
+
+
+def _read_block(data: Bytes) -> tuple[Directory, Directory, Directory]:
     magic = data.at(0, 16)
     order = {b"II": "<", b"MM": ">"}.get(magic[:2])
     if order is None or len(magic) < 8:
-        return {}, {}, {}
+        broken = Directory()
+        broken.damaged = True
+        return broken, Directory(), Directory()
     version, offset = struct.unpack(order + "HI", magic[2:8])
     big = version == 43
     if big and len(magic) == 16:  # BigTIFF: 8-byte offsets and counts
         offset = struct.unpack(order + "Q", magic[8:])[0]
     main = read_ifd(data, offset, order, MAIN_TAGS, big)
-    parts = []
+    main.damaged |= version not in (42, 43)
+    parts: list[Directory] = []
     for pointer, wanted in ((EXIF_IFD, EXIF_TAGS | {GPS_IFD}), (GPS_IFD, GPS_TAGS)):
         place = main.get(pointer, parts[0].get(pointer) if parts else None)
         if isinstance(place, tuple) and isinstance(place[0], int) and place[0] > 0:
             parts.append(read_ifd(data, place[0], order, wanted, big))
         else:
-            parts.append({})
+            parts.append(Directory())
     return main, parts[0], parts[1]
 
 
 # ---------------------------------------------------------------- values
 
 
+def _as_windows_1252(error: UnicodeError) -> tuple[str, int]:
+    """Stands in for bytes that are no UTF-8: older cameras and editors wrote Windows-1252."""
+    assert isinstance(error, UnicodeDecodeError)
+    return error.object[error.start : error.end].decode("cp1252", "replace"), error.end
+
+
+codecs.register_error("windows_1252", _as_windows_1252)
+
+
 def text(value: Value | None) -> str | None:
-    """Decode a text tag: up to the first NUL, UTF-8 or else Windows-1252, no control characters."""
+    """Decode a text tag: up to the first NUL, UTF-8, Windows-1252 where a byte is none of it; no
+    control characters."""
     if isinstance(value, tuple):  # text stored as BYTE
         if not all(isinstance(item, int) and 0 <= item < 256 for item in value):
             return None
         value = bytes(value)
     if not value:
         return None
-    value = value.partition(b"\0")[0]
-    try:
-        decoded = value.decode("utf-8")
-    except UnicodeDecodeError:
-        decoded = value.decode("cp1252", "replace")
+    decoded = value.partition(b"\0")[0].decode("utf-8", "windows_1252")
     if not decoded.isprintable():
         decoded = "".join(c if c.isprintable() else " " for c in decoded)
     return decoded.strip() or None
@@ -130,7 +178,7 @@ def number(value: Value | None) -> float | None:
     if isinstance(value, bytes):
         if len(value) == 1 and not value.isdigit():
             return float(value[0])
-        value = numbers(text(value) or "")
+        value = tuple(numbers(text(value) or ""))
     return value[0] if value and math.isfinite(value[0]) else None
 
 
@@ -163,71 +211,12 @@ def angle(value: Value | None) -> float | None:
     return sum(part / scale for part, scale in zip(parts, (1, 60, 3600), strict=False))
 
 
-# ---------------------------------------------------------------- xmp
-
-XMP_SPACES = ("http://ns.adobe.com/exif/1.0/", "http://ns.adobe.com/tiff/1.0/")
-
-
-def read_xmp(packet: bytes, wanted: set[str]) -> dict[str, str]:
-    """Find EXIF and TIFF properties of the picture by name, as attributes or elements.
-
-    Only direct properties count, not those of places told inside other structures. What stands
-    before damage is kept; a packet that declares entities is not followed.
-    """
-    plain = packet.replace(b"\0", b"")
-    if not any(name.encode() in plain for name in wanted):
-        return {}
-    from xml.parsers import expat
-
-    found: dict[str, str] = {}
-    path: list[str] = ["", ""]
-    spaces = {"exif": XMP_SPACES[0], "tiff": XMP_SPACES[1]}
-    written: list[str] = []
-
-    def keep(name: str, value: str) -> None:
-        prefix, _, local = name.rpartition(":")
-        if local in wanted and spaces.get(prefix) in XMP_SPACES and value.strip():
-            found.setdefault(local, value.strip()[:200])
-
-    def start(name: str, attributes: dict) -> None:
-        for key, uri in attributes.items():
-            if key.startswith("xmlns:"):
-                spaces[key[6:]] = uri
-        if name.endswith("Description") and path[-1].endswith("RDF"):
-            for key, value in attributes.items():
-                keep(key, value)
-        path.append(name)
-        written.clear()
-
-    def end(name: str) -> None:
-        path.pop()
-        if path[-1].endswith("Description") and path[-2].endswith("RDF"):
-            keep(name, "".join(written))
-        written.clear()
-
-    def refuse(*_: Any) -> None:
-        raise ValueError("entity")
-
-    parser = expat.ParserCreate("utf-8")
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler, parser.EntityDeclHandler = written.append, refuse
-    with contextlib.suppress(expat.ExpatError, ValueError):
-        parser.Parse(_xmp_text(packet).encode(), True)
-    return found
-
-
-def _xmp_text(packet: bytes) -> str:
-    """Decode UTF-8 or UTF-16 and drop what XML forbids: a bad byte costs one character."""
-    code = "utf-8"
-    if packet[:2] in (b"\xfe\xff", b"\xff\xfe") or b"\0" in packet[:4]:
-        code = "utf-16-be" if packet[:1] in (b"\xfe", b"\0") else "utf-16-le"
-    written = packet.decode(code, "replace").lstrip("\ufeff")
-    begin = max(written.find("<"), 0)
-    return re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", written[begin : written.rfind(">") + 1])
-
-
-def xmp_angle(written: str, letters: str) -> tuple[float | None, str]:
-    """Read "48,37.9084N" (XMP GPSCoordinate), else signed degrees: (degrees, reference)."""
-    sign = letters[1] if written[:1] == "-" else letters[0]
-    reference = next((c for c in written.upper() if c in letters), sign)
-    return angle(written.encode()), reference
+def encoded_text(value: Value | None) -> str | None:
+    """Decode a text of type "undefined", which eight bytes precede that name its code."""
+    if isinstance(value, bytes) and value[:8] == b"UNICODE\0":
+        little = value[8:10] == b"\xff\xfe" or value[9:10] == b"\0"
+        decoded = value[8:].decode("utf-16-le" if little else "utf-16-be", "replace")
+        return decoded.strip("\ufeff\0 ")
+    if isinstance(value, bytes) and value[:8] in (b"ASCII\0\0\0", bytes(8)):
+        value = value[8:]
+    return text(value)

@@ -75,7 +75,7 @@ class Normalisation:
             quarter, three = np.percentile(metres, [25, 75])
             scale = max(float(three - quarter), 1.0)
             squeezed = np.arcsinh((metres - median) / scale)
-        counts = np.bincount(photos.orientation[photos.orientation >= 0], minlength=6) + 0.5
+        counts = np.bincount(np.maximum(photos.orientation, 0), minlength=6) + 0.5  # no tag: Normal
         return cls(
             centre_lat=lat0,
             centre_lon=lon0,

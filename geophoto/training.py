@@ -11,32 +11,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import torch
 from torch import nn
 
 import density
 from density import silent
 from geophoto.devices import Precision, add_up, processes, rank
-from geophoto.photos import Photos
 from geophoto.targets import HEADS, Normalisation, head_losses, labelled
-
-# ---------------------------------------------------------------- batches
-
-
-def balance(photos: Photos) -> np.ndarray:
-    """Weights of the photos, inverse to the root of how crowded their place is; a place is as wide
-    as a hundredth of their spread."""
-    spread = Normalisation.fit(photos).spread_km
-    return density.sampling_weights(photos.lat, photos.lon, 0.01 * spread)
-
-
-def draw_rows(rows: np.ndarray, weights: np.ndarray | None, rng) -> np.ndarray:
-    """All rows shuffled, or as many drawn with replacement by their weights."""
-    if weights is None:
-        return rng.permutation(rows)
-    return rng.choice(rows, size=len(rows), p=weights / weights.sum())
-
 
 # ---------------------------------------------------------------- step
 

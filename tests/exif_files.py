@@ -1,5 +1,6 @@
 """Files with EXIF, XMP and PNG texts, made here."""
 
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,9 +52,14 @@ def save(path: Path, exif: bytes = b"", **options) -> Path:
     return path
 
 
-def read(path: Path) -> dict:
+def read(path: Path, sidecar: Path | str = "", takeout: Path | str = "") -> dict:
     """One finished row."""
-    return labels.finish_row(path.name, labels.read_photo(str(path)))
+    raw = labels.read_photo(str(path), str(sidecar), str(takeout))
+    return labels.finish_row(path.name, raw)
+
+
+def codes(row: dict) -> set[str]:
+    return set((row["warnings"] or "").split(";")) - {""}
 
 
 def xmp_packet(**values) -> bytes:
@@ -63,6 +69,64 @@ def xmp_packet(**values) -> bytes:
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
         f'xmlns:exif="http://ns.adobe.com/exif/1.0/" {inside}/></rdf:RDF></x:xmpmeta>'
     ).encode()
+
+
+SPACES = {
+    "exif": "http://ns.adobe.com/exif/1.0/",
+    "tiff": "http://ns.adobe.com/tiff/1.0/",
+    "photoshop": "http://ns.adobe.com/photoshop/1.0/",
+    "xmp": "http://ns.adobe.com/xap/1.0/",
+}
+
+
+def xmp_of(properties: dict, as_elements: bool = False) -> bytes:
+    """An XMP packet of properties such as {"exif:GPSLatitude": "48,30.0N"}."""
+    spaces = " ".join(f'xmlns:{short}="{uri}"' for short, uri in SPACES.items())
+    if as_elements:
+        inside = ">" + "".join(f"<{k}>{v}</{k}>" for k, v in properties.items())
+    else:
+        inside = " " + " ".join(f'{k}="{v}"' for k, v in properties.items()) + ">"
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0"?><x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description rdf:about="" {spaces}{inside}</rdf:Description></rdf:RDF></x:xmpmeta>'
+        '<?xpacket end="w"?>'
+    ).encode()
+
+
+def jpeg_with(path: Path, marker: int, body: bytes, exif: bytes = b"") -> Path:
+    """A JPEG with one more segment behind its first marker."""
+    save(path, exif)
+    data = path.read_bytes()
+    segment = bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+    path.write_bytes(data[:2] + segment + data[2:])
+    return path
+
+
+def jpeg_with_xmp(path: Path, packet: bytes, exif: bytes = b"") -> Path:
+    return jpeg_with(path, 0xE1, b"http://ns.adobe.com/xap/1.0/\0" + packet, exif)
+
+
+def iptc_block(**texts: str) -> bytes:
+    """Records of the application record: iptc_block(_55="20110203", _60="040506+0100")."""
+    return b"".join(
+        struct.pack(">BBBH", 0x1C, 2, int(key[1:]), len(value)) + value.encode()
+        for key, value in texts.items()
+    )
+
+
+def resource(kind: int, data: bytes, name: bytes = b"") -> bytes:
+    """One of Photoshop's image resources."""
+    label = bytes((len(name),)) + name
+    label += b"\0" * (len(label) % 2)
+    return (
+        b"8BIM"
+        + struct.pack(">H", kind)
+        + label
+        + struct.pack(">I", len(data))
+        + data
+        + (b"\0" * (len(data) % 2))
+    )
 
 
 def folder(tmp_path, photos=6) -> tuple[Path, Path]:

@@ -30,12 +30,12 @@ def test_saved_values_come_back(tmp_path):
 
 def test_checkpoint_rebuilds_the_network_alone(trained):
     checkpoint = checkpoints.read_checkpoint(trained.checkpoints / "best_gps_model_depth.pth")
-    network, normalisation, posterior = checkpoints.rebuild(checkpoint)
+    network, normalisation, every = checkpoints.rebuild(checkpoint)
     assert not network.training and network.depth_branch is not None
     for key, value in network.state_dict().items():
         assert torch.equal(value, checkpoint["model"][key])
     assert 40 < normalisation.centre_lat < 50
-    assert posterior.estimator in densities.Posterior.ESTIMATORS
+    assert all(isinstance(one, densities.HeadDensity) for one in every["heads"].values())
     assert {
         "format", "model", "model_config", "settings", "normalisation", "split", "gallery",
         "epoch", "metrics", "table_sha256",

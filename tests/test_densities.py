@@ -1,213 +1,245 @@
-"""Gallery and posterior: whoever is right is followed, radii hold what they say."""
+"""Every head's density: whoever is right is followed, intervals hold what they say, strangers get
+the prior, and what was never learned is never answered."""
+
+import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from conftest import make_normalisation, make_photos
+from crepes import ConformalRegressor
 
 import density
-from geophoto import densities, targets
+from geophoto import checkpoints, densities
+from geophoto.densities import HeadDensity
+from geophoto.voices import Evidence
 
-# ---------------------------------------------------------------- baselines and gallery
+HEADS = ("gps", "time", "altitude")
+SCALE = make_normalisation()
 
 
-def posterior_case(head_good: bool, count=80, seed=0):
-    """Head, neighbours and truth of which only one of the first two knows the place."""
+def draw_values(head: str, rng, *shape) -> np.ndarray:
+    """Labels as they lie without any picture."""
+    if head == "gps":
+        lat, lon = 46 + rng.normal(0, 0.3, shape), 7 + rng.normal(0, 0.4, shape)
+        return density.unit_vectors(lat, lon)
+    return rng.uniform(300, 1200, shape) if head == "time" else rng.normal(0, 1, shape)
+
+
+def shifted(head: str, values: np.ndarray, share: float, rng) -> np.ndarray:
+    """The same labels, off by a share of how they scatter."""
+    if head == "gps":
+        lat, lon = density.lat_lon(values)
+        shape = lat.shape
+        return density.unit_vectors(lat + rng.normal(0, 0.3 * share, shape),
+                                    lon + rng.normal(0, 0.4 * share, shape))  # fmt: skip
+    spread = 260 if head == "time" else 1.0
+    return values + rng.normal(0, spread * share, values.shape)
+
+
+def make_evidence(head: str, knows: str, count: int, seed: int, off=0.03) -> Evidence:
+    """Photos about which the head, the most similar neighbour or nobody knows anything."""
     rng = np.random.default_rng(seed)
-    centre = 46.0 + rng.normal(0, 0.3, count), 7.0 + rng.normal(0, 0.4, count)
-    elsewhere = 46.0 + rng.normal(0, 0.3, count), 7.0 + rng.normal(0, 0.4, count)
-    truth = density.unit_vectors(*centre)
-    close = density.unit_vectors(*(v + rng.normal(0, 1e-3, count) for v in centre))
-    far = density.unit_vectors(*elsewhere)
-    neighbours = density.unit_vectors(
-        46.0 + rng.normal(0, 0.3, (count, 5)), 7.0 + rng.normal(0, 0.4, (count, 5))
+    truth, own = draw_values(head, rng, count), draw_values(head, rng, count)
+    near, prior = draw_values(head, rng, count, 12), draw_values(head, rng, 200)
+    similar = np.sort(rng.uniform(0.1, 0.3, (count, 12)))[:, ::-1].copy()
+    if knows == "head":
+        own = shifted(head, truth, off, rng)
+    elif knows == "neighbour":
+        near[:, 0], similar[:, 0] = shifted(head, truth, off, rng), 0.9
+    return Evidence(similar, near, own, prior, truth, rng.uniform(8, 10, count))
+
+
+def fit(head: str, knows: str, count: int = 60, off=0.03) -> HeadDensity:
+    parts = [make_evidence(head, knows, count, seed, off) for seed in range(4)]
+    found = densities.fit_head(head, parts, [SCALE] * 4)
+    assert found is not None
+    return found
+
+
+def errors(head: str, one: HeadDensity, evidence: Evidence) -> tuple[np.ndarray, dict]:
+    answer = one.answer(head, evidence, SCALE)
+    return densities.distance_of(head, answer["point"], evidence.truth, SCALE), answer
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("knows", ["head", "neighbour"])
+def test_whoever_is_right_is_followed(head, knows):
+    fresh = make_evidence(head, knows, 150, 99, off=0.01)
+    found, answer = errors(head, fit(head, knows, off=0.01), fresh)
+    plain = densities.distance_of(
+        head, densities.middle_value(head, fresh, SCALE), fresh.truth, SCALE
     )
-    similar = np.sort(rng.uniform(0.1, 0.3, (count, 5)))[:, ::-1].copy()
-    if not head_good:
-        neighbours[:, 0], similar[:, 0] = close, 0.95
-    wide = np.tile(density.unit_vectors(46.0, 7.0), (count, 1))
-    return (close if head_good else far), similar, neighbours, wide, truth
+    assert np.median(found) < 0.2 * np.median(plain)
+    assert answer["confident"].mean() > 0.9
 
 
-@pytest.mark.parametrize("head_good", [True, False])
-def test_posterior_follows_whoever_is_right(head_good):
-    *case, truth = posterior_case(head_good)
-    posterior = densities.Posterior.fit(*case, truth, 50.0)
-    assert (posterior.head_weight > 0.5) == head_good
-    mixture = posterior.mixture(*case, 50.0)
-    assert np.exp(mixture[1]).sum(axis=1) == pytest.approx(1, abs=1e-9)
-    miss = density.arc_km(posterior.point(*mixture), truth)
-    assert np.median(miss) < 0.3
-    width = posterior.head_bandwidth_km if head_good else posterior.bandwidth_km
-    assert width < 5
-
-
-def test_densities_are_chosen_on_all_rehearsals_and_scored_at_the_true_positions():
-    case = posterior_case(head_good=False)
-    lat, lon = density.lat_lon(case[-1])
-    photos = make_photos(80, lat=np.where(np.arange(80) == 3, np.nan, lat), lon=lon)
-    known = make_photos(80, seed=1)
-    kept = np.flatnonzero(photos.placed)
-    evidence = tuple(column[kept] for column in case)
-    halves = [tuple(c[half] for c in evidence) for half in (slice(0, 40), slice(40, None))]
-    choice = densities.fit_densities(halves, [known, known], 50.0)
-    assert choice["posterior"] == densities.Posterior.fit(*evidence, 50.0)
-    found = densities.log_likelihoods(evidence, known, photos, choice, 50.0)
-    assert all(
-        np.isnan(values).tolist() == [i == 3 for i in range(80)] for values in found.values()
+@pytest.mark.parametrize("head", HEADS)
+def test_where_nobody_knows_the_answer_is_no_worse_than_saying_nothing(head):
+    fresh = make_evidence(head, "nobody", 400, 99)
+    found, answer = errors(head, fit(head, "nobody"), fresh)
+    plain = densities.distance_of(
+        head, densities.middle_value(head, fresh, SCALE), fresh.truth, SCALE
     )
-    gains = {name: np.nanmean(found["posterior"] - found[name]) for name in ("head", "positions")}
-    assert min(gains.values()) > 1  # the neighbours know, the other two do not
-    # By hand: kernels on the training positions, and the mixture at one photo.
-    rows, width = known.placed, choice["kernel_km"]
-    apart = density.distance_km(known.lat[rows], known.lon[rows], lat[0], lon[0])
-    by_hand = np.log(np.exp(density.kernel_log_per_km2(apart, width)).mean())
-    assert found["positions"][0] == pytest.approx(by_hand)
-    mixture = choice["posterior"].mixture(*(column[:1] for column in case[:-1]), 50.0)
-    assert found["posterior"][0] == pytest.approx(
-        density.mixture_log_per_km2(case[-1][:1], *(m[0] for m in mixture))[0]
-    )
+    assert found.mean() < 1.05 * plain.mean()
+    assert not answer["confident"].any()
 
 
-def test_densities_without_any_position_are_the_head_alone():
-    none = np.zeros((0, 3))
-    evidence = (none, np.zeros((0, 5)), np.zeros((0, 5, 3)), none, none)
-    choice = densities.fit_densities([evidence], [make_photos(9)], 7.0)
-    assert choice["posterior"].head_weight == 1 and choice["kernel_km"] == 7
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("knows", ["head", "neighbour", "nobody"])
+def test_intervals_hold_what_they_say_on_fresh_photos(head, knows):
+    fresh = make_evidence(head, knows, 500, 77, off=0.2)
+    found, answer = errors(head, fit(head, knows, 100, off=0.2), fresh)
+    assert (found <= answer["half50"]).mean() == pytest.approx(0.5, abs=0.1)
+    assert (found <= answer["half90"]).mean() == pytest.approx(0.9, abs=0.07)
+    assert (answer["half90"] >= answer["half50"]).all()
 
 
-def test_posterior_beats_every_single_source_in_likelihood():
-    case = posterior_case(False)
-    posterior = densities.Posterior.fit(*case, 50.0)
-    for other in (
-        densities.Posterior(0.1, 50.0, 1.0, 50.0, "expected"),
-        densities.Posterior(0.02, 500.0, 0.05, 500.0, "expected"),
-    ):
-        gain = posterior.log_per_km2(*case, 50.0) - other.log_per_km2(*case, 50.0)
-        assert gain.mean() > 0
+def test_levels_are_the_conformal_ones_of_an_independent_library():
+    """Where every photo is a group of its own, the level is crepes' quantile of the scores."""
+    parts = [make_evidence("time", "neighbour", 80, seed, 0.2) for seed in range(3)]
+    one = densities.fit_head("time", parts, [SCALE] * 3)
+    stack = one.stack
+    scores = []
+    for i, part in enumerate(parts):
+        from geophoto.voices import Circle
+
+        judge = dataclasses.replace(one, stack=densities.refit(stack, parts, [Circle()] * 3, i))
+        points, ranges = judge.ranges("time", part, SCALE)
+        away = densities.distance_of("time", points, part.truth, SCALE)
+        scores.append(ranges.shares_within(away))
+    conformal = ConformalRegressor().fit(residuals=np.concatenate(scores))
+    for level, ours in zip((0.5, 0.9), one.levels, strict=True):
+        low, high = conformal.predict_int(np.zeros(1), confidence=level)[0]
+        assert ours == pytest.approx((high - low) / 2, abs=0.02)
 
 
-@pytest.mark.parametrize("head_good", [True, False])
-def test_radii_hold_as_many_validation_photos_as_they_say(head_good):
-    *case, truth = posterior_case(head_good, count=150)
-    posterior = densities.Posterior.fit(*case, truth, 50.0)
-    mixture = posterior.mixture(*case, 50.0)
-    points = posterior.point(*mixture)
-    miss = density.arc_km(points, truth)
-    for level, wanted in ((posterior.level50, 0.5), (posterior.level90, 0.9)):
-        radii = [
-            density.credible_radius_km(points[i], *(part[i] for part in mixture), level)
-            for i in range(150)
-        ]
-        assert (miss <= radii).mean() == pytest.approx(wanted, abs=0.03)
+@pytest.mark.parametrize("head", HEADS)
+def test_a_stranger_gets_the_prior_and_no_confidence(head):
+    one, fresh = fit(head, "neighbour", off=0.01), make_evidence(head, "neighbour", 20, 55, 0.01)
+    strange = dataclasses.replace(fresh, away=np.full(20, 25.0))
+    space = densities.space_of(head, SCALE)
+    voice = densities.voice_of(space)
+    assert one.weights(strange, space)[:, voice == 2].sum(axis=1) == pytest.approx(1)
+    known, unknown = one.answer(head, fresh, SCALE), one.answer(head, strange, SCALE)
+    assert known["confident"].mean() > 0.8 and not unknown["confident"].any()
+    assert np.median(unknown["half50"]) > 3 * np.median(known["half50"])
 
 
-def test_where_nothing_is_known_the_answer_is_the_centre():
-    """Each photo is judged by the centre of the photos that its own trainer knew: that of another
-    trainer, which has seen it, would be right by heart."""
-    rng = np.random.default_rng(0)
-    count = 400
-    truth, head, *near = (
-        density.unit_vectors(46 + rng.normal(0, 0.3, count), 7 + rng.normal(0, 0.4, count))
-        for _ in range(7)
-    )
-    similar = np.tile([0.3, 0.2, 0.1, 0.1, 0.1], (count, 1))
-    evidence = [head, similar, np.stack(near, axis=1), np.tile(density.unit_vectors(46.0, 7.0),
-                (count, 1)), truth]  # fmt: skip
-    assert densities.Posterior.fit(*evidence, 50.0).estimator == "centre"
-    evidence[3] = head  # centres that know as little as the head
-    assert densities.Posterior.fit(*evidence, 50.0).estimator != "centre"
+def test_no_interval_is_narrower_than_labels_are_known():
+    """All photos at one place, in one minute, at one altitude."""
+    for head, least in (("gps", density.LEAST_RADIUS_KM), ("time", 1.0), ("altitude", 1.0)):
+        evidence = make_evidence(head, "nobody", 30, 1)
+        place = evidence.truth[:1]
+        same = Evidence(
+            evidence.similar, np.repeat(place[None], 30, 0).repeat(12, 1), np.repeat(place, 30, 0),
+            np.repeat(place, 9, 0), np.repeat(place, 30, 0), evidence.away,
+        )  # fmt: skip
+        one = densities.fit_head(head, [same, same], [SCALE] * 2)
+        answer = one.answer(head, same, SCALE)
+        assert (answer["half50"] >= least).all() and np.isfinite(answer["half90"]).all()
+
+
+# ---------------------------------------------------------------- all heads
+
+
+def make_prediction(count: int, seed: int = 0) -> dict:
+    rng = np.random.default_rng(seed)
+    return {
+        "gps": rng.normal(0, 0.5, (count, 2)), "time": rng.normal(0, 1, (count, 2)),
+        "altitude": rng.normal(0, 1, count), "sun": rng.uniform(-1, 1, count),
+        "trunk": rng.normal(0, 1, (count, 16)).astype(np.float32),
+        "views": rng.normal(0, 1, (count, 6, 6)),
+    }  # fmt: skip
+
+
+def fitted(photos, with_gallery=True) -> tuple[dict, dict | None]:
+    """Densities from two trainers, and a gallery."""
+    asked, gallery = [], None
+    for seed in (0, 1):
+        found = make_prediction(len(photos), seed)
+        gallery = densities.gallery_of(found["trunk"], photos) if with_gallery else None
+        asked.append((make_prediction(len(photos), seed + 5), gallery, photos, SCALE))
+    return densities.fit_densities(asked), gallery
 
 
 @pytest.mark.parametrize("with_gallery", [True, False])
-def test_answers_are_finite_and_radii_grow(with_gallery):
-    rng = np.random.default_rng(0)
-    normalisation = make_normalisation()
-    prediction = {
-        "gps": rng.normal(0, 3, (9, 2)).astype(np.float32),
-        "time": rng.normal(0, 1, (9, 2)).astype(np.float32),
-        "altitude": rng.normal(0, 50, 9).astype(np.float32),
-        "sun": rng.normal(0, 1, 9).astype(np.float32),
-        "trunk": rng.normal(0, 1, (9, 4)).astype(np.float32),
-        "views": rng.normal(0, 1, (9, 6, 6)),
-    }
-    photos = make_photos(30, lat=rng.normal(46, 1, 30), lon=rng.normal(7, 1, 30))
-    gallery = densities.gallery_of(rng.normal(0, 1, (30, 4)), photos) if with_gallery else None
-    posterior = densities.Posterior(0.1, 2.0, 0.5, 10.0, "expected")
-    answers = densities.answers_of(prediction, gallery, posterior, normalisation)
-    for key, value in answers.items():
-        assert np.isfinite(value).all() and len(value) == 9, key
-    assert (answers["radius50_km"] <= answers["radius90_km"]).all()
+def test_answers_are_finite_and_their_intervals_grow(with_gallery):
+    every, gallery = fitted(make_photos(60), with_gallery)
+    answers = densities.answers_of(make_prediction(9, 3), gallery, every, SCALE)
+    for name, column in answers.items():
+        assert len(column) == 9 and np.isfinite(column).all(), name
+    for name in ("radius{}_km", "time{}_minutes", "altitude{}_m"):
+        assert (answers[name.format(90)] >= answers[name.format(50)]).all()
     assert ((answers["minutes"] >= 0) & (answers["minutes"] < 1440)).all()
-    assert ((answers["time_certainty"] >= 0) & (answers["time_certainty"] <= 1)).all()
-    again = densities.answers_of(prediction, gallery, posterior, normalisation)
-    assert all((again[k] == v).all() for k, v in answers.items())
+    places = densities.likely_places(make_prediction(9, 3), gallery, every, SCALE)
+    assert all(sum(chance for *_, chance in found) <= 1 + 1e-9 for found in places)
 
 
-def neighbourly(similar_know: bool, seed: int) -> tuple:
-    """(prediction, gallery, photos, normalisation): photos in pairs alike, one of each in the
-    gallery; either the neighbour's time and altitude are true, or the head's are."""
-    rng = np.random.default_rng(seed)
-    photos, normalisation = make_photos(60, seed), make_normalisation()
-    rows = np.flatnonzero(photos.placed & np.isfinite(photos.minutes + photos.altitude))
-    photos = photos.take(rows)
-    trunk = rng.normal(0, 1, (len(rows), 8))
-    known = photos if similar_know else photos.take(rng.permutation(len(rows)))
-    time, metres = targets.time_point(photos.minutes), photos.altitude
-    if similar_know:
-        time, metres = rng.permutation(time), rng.permutation(metres)
-    prediction = {
-        "gps": np.zeros((len(rows), 2)),
-        "time": time,
-        "altitude": normalisation.altitude_target(metres),
-        "sun": np.zeros(len(rows)),
-        "trunk": trunk + rng.normal(0, 0.01, trunk.shape),
+@pytest.mark.parametrize("missing", ["lat", "minutes", "altitude"])
+def test_what_was_never_learned_is_never_answered(missing):
+    blank = {missing: np.full(60, np.nan)} | (
+        {"lon": np.full(60, np.nan)} if missing == "lat" else {}
+    )
+    every, gallery = fitted(make_photos(60, **blank))
+    answers = densities.answers_of(make_prediction(5, 3), gallery, every, SCALE)
+    silent = {
+        "lat": ("lat", "lon", "radius50_km", "radius90_km"),
+        "minutes": ("minutes", "time50_minutes"),
+        "altitude": ("altitude", "altitude90_m"),
     }
-    return prediction, densities.gallery_of(trunk, known), photos, normalisation
+    for name in silent.pop(missing):
+        assert np.isnan(answers[name]).all()
+    for name in (name for names in silent.values() for name in names):
+        assert np.isfinite(answers[name]).all(), name
+    if missing == "lat":
+        assert densities.likely_places(make_prediction(5), gallery, every, SCALE) == [[]] * 5
 
 
-@pytest.mark.parametrize("similar_know", [True, False])
-def test_time_and_altitude_lean_on_the_neighbours_where_those_know(similar_know):
-    asked = [neighbourly(similar_know, seed) for seed in range(4)]
-    posterior = densities.Posterior(0.1, 50.0, 0.2, 50.0, "expected")
-    chosen = densities.choose_lean(posterior, asked)
-    shares = chosen.time_share, chosen.altitude_share
-    assert shares == ((1.0, 1.0) if similar_know else (0.0, 0.0))
-    prediction, gallery, photos, normalisation = asked[0]
-    answers = {**prediction, "views": np.zeros((len(photos), 6, 6))}
-    answers = densities.answers_of(answers, gallery, chosen, normalisation)
-    assert targets.minutes_apart(answers["minutes"], photos.minutes).max() < 1e-6
-    away = np.abs(answers["altitude"] - photos.altitude)
-    assert (away < 1e-6 + 1e-9 * np.abs(photos.altitude)).mean() > 0.9  # the tail is cut off
+def test_densities_survive_a_checkpoint(tmp_path):
+    every, gallery = fitted(make_photos(60))
+    checkpoints.save(tmp_path / "d.pth", {"densities": densities.as_plain(every)})
+    read = torch.load(tmp_path / "d.pth", weights_only=True)["densities"]
+    again = densities.from_plain(checkpoints.numpy_again(read))
+    before, after = (
+        densities.answers_of(make_prediction(7, 3), gallery, d, SCALE) for d in (every, again)
+    )
+    for name, column in before.items():
+        assert (column == after[name]).all(), name
 
 
-def test_neighbours_without_a_label_are_passed_over():
-    posterior = densities.Posterior(
-        0.1, 50.0, 0.2, 50.0, "expected", time_share=0.5, time_count=2,
-        altitude_share=0.5, altitude_count=2,
-    )  # fmt: skip
-    prediction = {"time": np.array([[1.0, 0], [1, 0]]), "altitude": np.array([2.0, 2.0])}
-    labels = {"time": np.full((2, 3, 2), np.nan), "altitude": np.full((2, 3, 1), np.nan)}
-    labels["altitude"][0, 1] = 4.0  # the second of two asked
-    labels["altitude"][1, 2] = 4.0  # the third is not asked
-    moved = posterior.lean(prediction, labels)
-    assert (moved["time"] == prediction["time"]).all()
-    assert moved["altitude"].tolist() == [3.0, 2.0]
+def test_held_out_photos_are_scored_at_their_truths_and_serve_the_final_model():
+    photos = make_photos(60)
+    every, gallery = fitted(photos)
+    asked = make_photos(20, seed=8)
+    results = [
+        {**densities.hold_out(every, make_prediction(20, seed), gallery, asked, SCALE),
+         "densities": densities.as_plain(every)}
+        for seed in (3, 4)
+    ]  # fmt: skip
+    for head, known in (("gps", asked.placed), ("time", np.isfinite(asked.minutes))):
+        for name in densities.LIKELIHOODS:
+            column = results[0]["log_likelihood"][f"{head}_{name}"]
+            assert (np.isfinite(column) == known).all()
+    final = densities.combine_folds(results)
+    assert set(final["heads"]) == set(HEADS) and None not in final["heads"].values()
 
 
-def test_neighbours_that_help_by_luck_are_not_trusted():
-    """One trainer gains much, three lose a little: no clear gain."""
-    lucky, *others = [neighbourly(seed == 0, seed) for seed in range(4)]
-    posterior = densities.Posterior(0.1, 50.0, 0.2, 50.0, "expected")
-    chosen = densities.choose_lean(posterior, [lucky, *others])
-    assert (chosen.time_share, chosen.altitude_share) == (0.0, 0.0)
+def test_probabilities_of_views_become_right_by_a_temperature():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (400, 6, 6))
+    chances = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    right = np.array([[rng.choice(6, p=row) for row in photo] for photo in chances])
+    turned = np.empty_like(logits)  # so that the class drawn is the one that is right
+    for photo, view in np.ndindex(400, 6):
+        turned[photo, view] = np.roll(logits[photo, view], view - right[photo, view])
+    for sharper in (0.5, 1.0, 4.0):
+        assert densities.fit_temperature(turned * sharper) == pytest.approx(sharper, rel=0.15)
+    assert densities.fit_temperature(turned[:0]) == 1.0
 
 
-def test_points_of_a_mixture_of_one_near_photo_and_a_crowd():
-    """The most similar photo stands alone; four others and the head stand together elsewhere."""
-    wide = density.unit_vectors(np.array([40.0]), np.array([40.0]))
-    places = density.unit_vectors(np.array([10.0, 0, 0, 0, 0]), np.array([10.0, 5, 5, 5, 5]))[None]
-    similar, head = np.array([[0.9, 0.88, 0.88, 0.88, 0.88]]), places[:, 1]
-    for estimator, expected in (("nearest", places[:, 0]), ("expected", head), ("centre", wide)):
-        posterior = densities.Posterior(0.1, 50.0, 0.2, 50.0, estimator)
-        point = posterior.point(*posterior.mixture(head, similar, places, wide, 500.0))
-        assert point == pytest.approx(expected)
+def test_confidence_is_an_interval_whose_held_out_error_is_small():
+    half = np.arange(1.0, 41.0)
+    below, reached = densities.confident_below("time", half, half, np.full(40, 20.0))
+    assert below == 19.0 and reached == pytest.approx(10.0)  # half of 20 minutes
+    assert densities.confident_below("time", half, np.full(40, 15.0), np.full(40, 20.0))[0] == 0

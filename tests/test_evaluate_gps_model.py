@@ -104,7 +104,7 @@ def test_metrics_follow_from_the_predictions(evaluated, photo_set, name):
     assert gps["interval_km"][0] <= gps["median_km"] <= gps["interval_km"][1]
     for radius in ("50", "90"):
         inside = (km <= column(rows, f"radius{radius}_km")).mean()
-        assert gps[f"inside_radius{radius}"] == pytest.approx(inside, abs=0.021)
+        assert gps[f"coverage{radius}"] == pytest.approx(inside, abs=0.021)
     assert block["time"]["mean_minutes"] == pytest.approx(
         column(rows, "error_minutes").mean(), rel=1e-3
     )
@@ -182,6 +182,10 @@ def test_plots_are_pictures(evaluated):
     for file in evaluated[0].glob("*.png"):
         pixels = np.asarray(Image.open(file).convert("L"))
         assert min(pixels.shape) > 300 and pixels.std() > 5, file.name
+
+
+def test_pictures_of_an_evaluation_are_not_taken_for_photos(evaluated):
+    assert list(evaluated[0].glob("*.png")) and not find_photos(evaluated[0])
 
 
 def test_geojson_is_rfc_7946(evaluated):
@@ -268,7 +272,14 @@ def test_labels_that_are_missing_leave_their_head_out(photo_set, tmp_path):
     rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
     for row in rows:
         row |= dict.fromkeys(
-            ("datetime", "datetime_utc", "gps_altitude", "orientation", "orientation_tag")
+            (
+                "datetime",
+                "datetime_utc",
+                "datetime_at_place",
+                "gps_altitude",
+                "orientation",
+                "orientation_tag",
+            )
         )
     (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
     arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "4")
@@ -437,11 +448,12 @@ def strangers(folder, count=3) -> list:
 
 
 PRINTED = re.compile(
-    r"^  position     -?\d+\.\d+, -?\d+\.\d+ ± [\d.,]+ k?m \(50 %\), [\d.,]+ k?m \(90 %\)\n"
+    r"^  position     -?\d+\.\d+, -?\d+\.\d+ ± [\d.,]+ k?m \(50 %\), [\d.,]+ k?m \(90 %\).*\n"
     r"  most likely  (-?\d+\.\d+ -?\d+\.\d+ \d+ %(; )?){1,3}\n"
-    r"  time         \d\d:\d\d \(certainty [\d.]+\), sun -?\d+° high\n"
-    r"  orientation  (Normal|Rotated|Flipped).* \(\d+ %.*\)\n"
-    r"  altitude     -?\d+ m$",
+    r"  time         \d\d:\d\d ± \d+ min \(50 %\), \d+ min \(90 %\).*\n"
+    r"  altitude     -?\d+ m ± \d+ \(50 %\), \d+ \(90 %\).*\n"
+    r"  orientation  (Normal|Rotated|Flipped).* \(\d+%.*\)\n"
+    r"  sun          -?\d+° high$",
     re.M,
 )
 

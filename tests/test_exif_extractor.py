@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +28,9 @@ SHARED = Path(__file__).parents[2] / "shared"
 
 def run_script(*arguments, check=0, **options):
     done = subprocess.run(
-        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, **options
-    )
+        [sys.executable, SCRIPT, *map(str, arguments)], capture_output=True,
+        **{"text": True, **options},
+    )  # fmt: skip
     assert done.returncode == check, done.stderr + done.stdout
     return done
 
@@ -59,6 +62,84 @@ def test_unchanged_files_are_not_read_again(tmp_path):
     (data / "exif_data.csv").unlink()
     again()
     assert (data / "exif_data.csv").exists()
+
+
+def edit_in_place(photo: Path, other: bytes) -> None:
+    photo.write_bytes(other)
+
+
+def write_anew(photo: Path, other: bytes) -> None:  # as exiftool -P does
+    photo.with_suffix(".new").write_bytes(other)
+    os.replace(photo.with_suffix(".new"), photo)
+
+
+def copy_over(photo: Path, other: bytes) -> None:  # cp -p
+    source = photo.with_name("source")
+    source.write_bytes(other)
+    os.utime(source, ns=(photo.stat().st_mtime_ns,) * 2)
+    shutil.copy2(source, photo)
+    source.unlink()
+
+
+def link_elsewhere(photo: Path, other: bytes) -> None:
+    target = photo.with_name("target")
+    target.write_bytes(other)
+    os.utime(target, ns=(photo.stat().st_mtime_ns,) * 2)
+    photo.unlink()
+    photo.symlink_to(target.name)
+
+
+@pytest.mark.parametrize("change", [edit_in_place, write_anew, copy_over, link_elsewhere])
+@pytest.mark.parametrize("others", [0, 40])
+def test_a_change_that_keeps_size_and_time_is_noticed(tmp_path, change, others):
+    images, data = tmp_path / "images", tmp_path / "data"
+    photo = save(images / "a.jpg", exif_bytes({}, {0x9003: b"2020:01:02 03:04:05"}))
+    for number in range(others):
+        save(images / f"other_{number}.jpg")
+    other = photo.read_bytes().replace(b"2020:01:02", b"2021:12:11")
+    exif_extractor.extract(images, data, 1)
+    before = photo.stat()
+    change(photo, other)
+    os.utime(photo, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = photo.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert exif_extractor.extract(images, data, 1)["read"] == 1
+    assert next(read_records(data / "exif_data.json"))["datetime"] == "2021-12-11T03:04:05"
+    assert exif_extractor.extract(images, data, 1)["read"] == 0
+
+
+@pytest.mark.parametrize("years", [-300, -60, 60, 300, 2000, 9000])
+def test_a_time_far_off_makes_no_work_anew(tmp_path, years):
+    images, data = folder(tmp_path, 3)
+    try:
+        os.utime(images / "0" / "0000.jpg", (1.7e9, 1.7e9 + years * 31_556_952.0))
+    except OverflowError:
+        pytest.skip("no such time here")
+    assert exif_extractor.extract(images, data, 1)["read"] == 3
+    assert exif_extractor.extract(images, data, 1)["read"] == 0
+
+
+def test_a_damaged_memory_costs_time_and_nothing_else(tmp_path):
+    images, data = folder(tmp_path, 6)
+    exif_extractor.extract(images, data, 1)
+    table = (data / "exif_data.json").read_bytes()
+    stamps = (data / ".exif_data.stamps").read_bytes()
+    for damaged in (b"", stamps[:100], stamps.replace(b",", b";"), b"[]\n" * 6, b"5\n" * 6,
+                    b"\0" * 300, stamps + stamps):  # fmt: skip
+        (data / ".exif_data.stamps").write_bytes(damaged)
+        assert exif_extractor.extract(images, data, 1)["photos"] == 6
+        assert (data / "exif_data.json").read_bytes() == table
+    for damaged in (b"", b"{", b"[1]", b'{"made": 1}', b"\xff\xfe"):
+        (data / ".exif_data.state.json").write_bytes(damaged)
+        assert exif_extractor.extract(images, data, 1)["read"] == 6
+    header = json.dumps(
+        json.loads((data / ".exif_data.state.json").read_text())["made"][0]
+    ).encode()
+    (data / ".exif_data.state.json").unlink()
+    for number, rest in enumerate((b"", b"[1, 2]\n", b"\0\0\n", b'[["0/0000.jpg"], {}]\n', b"7\n")):
+        (data / f".exif_data.{number:04d}.journal").write_bytes(header + b"\n" + rest)
+    assert exif_extractor.extract(images, data, 1)["read"] == 6
+    assert (data / "exif_data.json").read_bytes() == table
 
 
 def test_a_new_format_of_rows_reads_everything_again(tmp_path, monkeypatch):
@@ -164,6 +245,103 @@ def test_importing_is_cheap():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True)
+
+
+WITHOUT_ZONES = "import sys; sys.modules['tzdata'] = None; import exif_extractor as e; e.main()"
+
+
+def run_without_zones(images, data) -> str:
+    """As on a computer whose system has no time zone data, without the package that brings it."""
+    code = WITHOUT_ZONES.replace("main()", f"main(['--image-dir', {str(images)!r}, '--data-dir', "
+                                 f"{str(data)!r}])")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, env=os.environ | {"PYTHONTZPATH": ""},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout
+
+
+def test_missing_time_zone_data_is_said_once_and_made_up_for(tmp_path):
+    images, data = folder(tmp_path, 3)  # with place and time, without offset
+    save(images / "no time.jpg", exif_bytes(gps=gps_of(45, 7)))
+    save(images / "no place.jpg", exif_bytes({}, {0x9003: b"2020:01:02 03:04:05"}))
+    offset = exif_bytes({}, {0x9003: b"2020:01:02 03:04:05", 0x9011: b"+02:00"})
+    save(images / "offset.jpg", offset)
+    for count in (6, 3):  # said in every run, as those rows are tried again
+        printed = run_without_zones(images, data)
+        assert printed.count("pip install tzdata") == 1 and f"{count} files read" in printed
+        assert "UTC 1  offset_tag 1" in printed
+    done = run_script("--image-dir", images, "--data-dir", data)
+    assert "tzdata" not in done.stdout and "3 files read, 3 unchanged" in done.stdout
+    assert "UTC 4  offset_tag 1  position_timezone 3" in done.stdout
+
+
+def in_the_way(data: Path, kind: str) -> dict:
+    """Make a data folder that nothing can be written to; environment and limits of the run."""
+    if kind == "a file in its place":
+        data.write_bytes(b"")
+    elif kind == "a folder in the table's place":
+        (data / "exif_data.json").mkdir(parents=True)
+    elif kind == "full":  # as far as the system tells a program: the file may not grow
+        return {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))}
+    return {}
+
+
+@pytest.mark.parametrize(
+    "kind", ["a file in its place", "a folder in the table's place", "full", "/proc/no folder"]
+)
+def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, kind):
+    images, data = folder(tmp_path, 12)
+    if kind.startswith("/"):
+        data = Path(kind)
+    done = run_script("--image-dir", images, "--data-dir", data, check=2, **in_the_way(data, kind))
+    assert done.stderr.count("\n") == 1 and str(data) in done.stderr and not done.stdout
+
+
+def test_a_full_disk_leaves_the_old_table(tmp_path):
+    images, data = folder(tmp_path, 4)
+    run_script("--image-dir", images, "--data-dir", data)
+    before = {path: path.read_bytes() for path in data.iterdir()}
+    for number in range(8):
+        shutil.copy(images / "0" / "0000.jpg", images / f"new_{number}.jpg")
+    full = in_the_way(data, "full")
+    done = run_script("--image-dir", images, "--data-dir", data, check=2, **full)
+    assert done.stderr.count("\n") == 1 and not list(data.glob("*.tmp"))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    done = run_script("--image-dir", images, "--data-dir", data)
+    assert done.stdout.startswith("12 photos: 12 with metadata")
+
+
+def test_a_photo_folder_that_cannot_be_listed_leaves_the_old_table(tmp_path, monkeypatch, capsys):
+    images, data = folder(tmp_path, 4)
+    arguments = ["--image-dir", str(images), "--data-dir", str(data)]
+    assert exif_extractor.main(arguments) == 0
+    before = (data / "exif_data.json").read_bytes()
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        exif_extractor.main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and str(images) in error
+    assert (data / "exif_data.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437"])
+def test_output_that_cannot_show_a_name_shows_what_it_can(tmp_path, encoding):
+    images = tmp_path / "images − 写真"
+    save(images / "−5 °C.jpg", exif_bytes({0x010F: "Mäker ™".encode()}, gps=gps_of(1, 2)))
+    for name in ("写真.dng".encode(), b"latin-\xe9.gif"):
+        Path(os.fsdecode(os.path.join(os.fsencode(images), name))).touch()
+    (images / "−.jpg").write_bytes(b"nothing")
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = run_script(
+        "--image-dir", images, "--data-dir", tmp_path / "−", env=environment, encoding=encoding
+    )
+    assert "1 unreadable" in done.stdout and "RAW, not supported: 1: ??.dng" in done.stdout
+    assert "next: python depth_map_generator.py --data-dir" in done.stdout
 
 
 # ---------------------------------------------------------------- real files

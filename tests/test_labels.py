@@ -2,27 +2,30 @@
 
 import json
 import os
-import struct
 from datetime import datetime, timedelta
-from pathlib import Path
 
 import pytest
-from exif_files import exif_bytes, gps_of, picture, ratio, read, save, xmp_packet
+from exif_files import (
+    codes,
+    exif_bytes,
+    gps_of,
+    iptc_block,
+    jpeg_with,
+    jpeg_with_xmp,
+    picture,
+    ratio,
+    read,
+    resource,
+    save,
+    xmp_of,
+    xmp_packet,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 import exif_extractor
 from geophoto.table import read_records
-
-
-def jpeg_with_xmp(path: Path, packet: bytes, exif: bytes = b"") -> Path:
-    save(path, exif)
-    data = path.read_bytes()
-    body = b"http://ns.adobe.com/xap/1.0/\0" + packet
-    path.write_bytes(data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:])
-    return path
-
 
 # ---------------------------------------------------------------- round trip
 
@@ -32,7 +35,8 @@ def jpeg_with_xmp(path: Path, packet: bytes, exif: bytes = b"") -> Path:
 )
 @given(
     lat=st.floats(-89.9, 89.9), lon=st.floats(-179.9, 179.9), metres=st.floats(-400, 8800),
-    when=st.datetimes(datetime(1950, 1, 1), datetime(2037, 1, 1)), fraction=st.integers(0, 999),
+    when=st.datetimes(datetime(1826, 1, 1), datetime(datetime.now().year + 2, 1, 1))
+    .filter(lambda when: when.year <= datetime.now().year + 1), fraction=st.integers(0, 999),
     minutes=st.integers(-48, 56).map(lambda quarter: quarter * 15), tag=st.integers(1, 8),
 )  # fmt: skip
 def test_what_piexif_writes_is_what_the_table_says(
@@ -221,3 +225,161 @@ def test_order_of_dates_and_sub_seconds(tmp_path):
     assert row["datetime"] == "2019-01-02T03:04:05" and "date_invalid" in row["warnings"]
     row = read(save(tmp_path / "c.jpg", exif_bytes({0x0132: taken})))
     assert row["datetime"] is None  # the time of editing is not the time of the photo
+
+
+ORDER = (  # of the sources of the time of capture, each with a year of its own
+    ("sidecar", "exif:DateTimeOriginal", 2001), ("sidecar", "photoshop:DateCreated", 2002),
+    ("exif", 0x9003, 2003), ("xmp", "exif:DateTimeOriginal", 2004),
+    ("xmp", "photoshop:DateCreated", 2005), ("iptc", (55, 60), 2006), ("exif", 0x9004, 2007),
+    ("iptc", (62, 63), 2008), ("sidecar", "xmp:CreateDate", 2009), ("xmp", "xmp:CreateDate", 2010),
+)  # fmt: skip
+
+
+def photo_of_dates(tmp_path, sources, day="-03-04", time="T05:06:07"):
+    told = {"sidecar": {}, "xmp": {}, "exif": {}, "iptc": {}}
+    for source, key, year in sources:
+        if source == "exif":
+            told["exif"][key] = f"{year}{day}{time}".replace("-", ":").replace("T", " ").encode()
+        elif source == "iptc":
+            told["iptc"] |= {f"_{key[0]}": f"{year}{day}".replace("-", "")}
+            told["iptc"] |= {f"_{key[1]}": time.replace(":", "").lstrip("T")} if time else {}
+        else:
+            told[source][key] = f"{year}{day}{time}"
+    exif = exif_bytes(exif=told["exif"]) if told["exif"] else b""
+    path = jpeg_with_xmp(tmp_path / "a.jpg", xmp_of(told["xmp"]), exif)
+    if told["iptc"]:
+        block = b"Photoshop 3.0\0" + resource(0x0404, iptc_block(**told["iptc"]))
+        data = path.read_bytes()
+        segment = b"\xff\xed" + len(block + b"12").to_bytes(2) + block
+        path.write_bytes(data[:2] + segment + data[2:])
+    sidecar = ""
+    if told["sidecar"]:
+        sidecar = tmp_path / "a.jpg.xmp"
+        sidecar.write_bytes(xmp_of(told["sidecar"], as_elements=True))
+    return read(path, sidecar)
+
+
+@pytest.mark.parametrize("first", range(len(ORDER)))
+def test_the_first_source_that_knows_the_time_counts(tmp_path, first):
+    row = photo_of_dates(tmp_path, ORDER[first:])
+    assert row["datetime"] == f"{ORDER[first][2]}-03-04T05:06:07"
+    row = photo_of_dates(tmp_path, [*ORDER[first::2]])
+    assert row["datetime"] == f"{ORDER[first][2]}-03-04T05:06:07"
+
+
+@pytest.mark.parametrize("one", range(len(ORDER)))
+def test_a_date_without_a_time_of_day_is_no_time(tmp_path, one):
+    row = photo_of_dates(tmp_path, [ORDER[one]], time="")
+    assert row["datetime"] is None
+    assert codes(row) <= {"date_invalid"}
+
+
+@pytest.mark.parametrize("one", range(len(ORDER)))
+@pytest.mark.parametrize("year", ["0001", "1066", "1825", "2563", "9999"])
+def test_years_of_dead_clocks_and_other_calendars_are_no_time(tmp_path, one, year):
+    source, key, _ = ORDER[one]
+    row = photo_of_dates(tmp_path, [(source, key, year)])
+    assert row["datetime"] is None and row["datetime_utc"] is None
+    assert "date_doubtful" in codes(row)
+
+
+def test_a_doubtful_date_leaves_the_next_source_its_turn(tmp_path):
+    row = photo_of_dates(tmp_path, [("exif", 0x9003, "2563"), ("exif", 0x9004, 2007)])
+    assert row["datetime"] == "2007-03-04T05:06:07" and "date_doubtful" in codes(row)
+    coming = datetime.now().year + 1
+    assert photo_of_dates(tmp_path, [("exif", 0x9003, coming)])["datetime"]
+    assert photo_of_dates(tmp_path, [("exif", 0x9003, coming + 1)])["datetime"] is None
+    assert photo_of_dates(tmp_path, [("exif", 0x9003, 1826)])["datetime"]
+
+
+def test_offsets_written_behind_a_date_count(tmp_path):
+    for key, zone, minutes in (
+        ("photoshop:DateCreated", "+01:00", 60), ("exif:DateTimeOriginal", "-03:30", -210),
+        ("xmp:CreateDate", "Z", 0), ("exif:DateTimeDigitized", "+05:45", 345),
+    ):  # fmt: skip
+        row = photo_of_dates(tmp_path, [("xmp", key, 2019)], time=f"T12:40:50{zone}")
+        assert (row["utc_offset_minutes"], row["utc_source"]) == (minutes, "offset_tag")
+        utc = datetime(2019, 3, 4, 12, 40, 50) - timedelta(minutes=minutes)
+        assert datetime.fromisoformat(row["datetime_utc"]) == utc
+    packet = xmp_of({"exif:DateTimeOriginal": "2019-03-04T12:40",
+                     "exif:OffsetTimeOriginal": "+09:00"})  # fmt: skip
+    row = read(jpeg_with_xmp(tmp_path / "b.jpg", packet))
+    assert (row["datetime"], row["utc_offset_minutes"]) == ("2019-03-04T12:40:00", 540)
+
+
+def test_a_sidecar_that_repeats_the_time_of_exif_keeps_its_fraction_and_offset(tmp_path):
+    exif = exif_bytes(
+        {}, {0x9003: b"2020:01:02 03:04:05", 0x9291: b"25", 0x9011: b"+02:00"}, gps_of(47, 8)
+    )
+    path, sidecar = save(tmp_path / "a.jpg", exif), tmp_path / "a.jpg.xmp"
+    sidecar.write_bytes(xmp_of({"exif:DateTimeOriginal": "2020-01-02T03:04:05"}))
+    row = read(path, sidecar)
+    assert (row["datetime"], row["utc_offset_minutes"]) == ("2020-01-02T03:04:05.250", 120)
+    sidecar.write_bytes(xmp_of({"exif:DateTimeOriginal": "2020-01-02T04:04:05"}))  # corrected
+    row = read(path, sidecar)
+    assert (row["datetime"], row["utc_source"]) == ("2020-01-02T04:04:05", "position_timezone")
+
+
+# ---------------------------------------------------------------- IPTC
+
+
+@pytest.mark.parametrize(
+    ("date", "time", "expected", "minutes"),
+    [
+        ("20110203", "040506+0100", "2011-02-03T04:05:06", 60),
+        ("20110203", "040506-0930", "2011-02-03T04:05:06", -570),
+        ("20110203", "040506", "2011-02-03T04:05:06", None),
+        ("2011-02-03", "04:05:06+01:00", "2011-02-03T04:05:06", 60),
+        ("20110203", "", None, None), ("", "040506+0100", None, None),
+        ("20110000", "040506+0100", None, None), ("20110203", "250000", None, None),
+        ("00000000", "000000", None, None), ("2011", "04", None, None),
+    ],
+)  # fmt: skip
+def test_iptc_dates_in_jpeg_and_tiff(tmp_path, date, time, expected, minutes):
+    block = iptc_block(_5="title", _55=date, _60=time)
+    resources = resource(0x03ED, b"odd") + resource(0x0404, block, b"name") + resource(0x0425, b"x")
+    rows = [read(jpeg_with(tmp_path / "a.jpg", 0xED, b"Photoshop 3.0\0" + resources))]
+    for tag, value in ((0x83BB, block), (0x8649, resources)):
+        ifd = TiffImagePlugin.ImageFileDirectory_v2()
+        ifd[tag], ifd.tagtype[tag] = value, 7
+        Image.fromarray(picture()).save(tmp_path / "a.tif", tiffinfo=ifd)
+        rows.append(read(tmp_path / "a.tif"))
+    for row in rows:
+        assert (row["datetime"], row["utc_offset_minutes"]) == (expected, minutes)
+
+
+def test_iptc_that_is_cut_split_turned_or_long(tmp_path):
+    block = iptc_block(_55="20110203", _60="040506+0100")
+    whole = resource(0x0404, block)
+    path = jpeg_with(tmp_path / "a.jpg", 0xED, b"Photoshop 3.0\0" + whole[20:])
+    data = path.read_bytes()
+    part = b"Photoshop 3.0\0" + whole[:20]  # a resource that goes on in the next segment
+    path.write_bytes(data[:2] + b"\xff\xed" + (len(part) + 2).to_bytes(2) + part + data[2:])
+    assert read(path)["datetime"] == "2011-02-03T04:05:06"
+    long = b"\x1c\x02\x37\x80\x04" + (8).to_bytes(4) + b"20110203" + iptc_block(_60="040506")
+    for body in (long, b"\x1c\x01\x5a\0\3\x1b%G" + block):
+        path = jpeg_with(tmp_path / "b.jpg", 0xED, b"Photoshop 3.0\0" + resource(0x0404, body))
+        assert read(path)["datetime"] == "2011-02-03T04:05:06"
+    for size in range(len(whole)):
+        path = jpeg_with(tmp_path / "c.jpg", 0xED, b"Photoshop 3.0\0" + whole[:size])
+        assert read(path)["status"] in ("ok", "no_exif")
+    padded = block + b"\0" * (-len(block) % 4)
+    turned = b"".join(padded[at : at + 4][::-1] for at in range(0, len(padded), 4))
+    ifd = TiffImagePlugin.ImageFileDirectory_v2()
+    ifd[0x83BB], ifd.tagtype[0x83BB] = turned, 7
+    Image.fromarray(picture()).save(tmp_path / "a.tif", tiffinfo=ifd)
+    assert read(tmp_path / "a.tif")["datetime"] == "2011-02-03T04:05:06"
+
+
+# ---------------------------------------------------------------- status
+
+
+def test_exif_that_holds_nothing_of_use_has_a_status_of_its_own(tmp_path):
+    software, comment = exif_bytes({0x0131: b"Editor"}), xmp_of({"xmp:CreatorTool": "Editor"})
+    assert read(save(tmp_path / "a.jpg", software))["status"] == "empty_exif"
+    assert read(save(tmp_path / "a.webp", software))["status"] == "empty_exif"
+    assert read(jpeg_with_xmp(tmp_path / "b.jpg", comment))["status"] == "empty_exif"
+    assert read(jpeg_with(tmp_path / "c.jpg", 0xE1, b"Exif\0\0II*\0"))["status"] == "empty_exif"
+    for suffix in ("jpg", "png", "tif", "bmp", "webp"):
+        assert read(save(tmp_path / f"d.{suffix}"))["status"] == "no_exif"
+    assert read(save(tmp_path / "e.jpg", exif_bytes({0x010F: b"Maker"})))["status"] == "ok"

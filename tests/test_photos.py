@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 from conftest import copy_data, make_photos, quietly, training_arguments
+from exif_files import exif_bytes, gps_of, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import density
 import evaluate_gps_model as evaluator
+import exif_extractor
 import gps_orientation_trainer as trainer
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.photos import read_moment, read_photos, split_photos
@@ -72,6 +74,25 @@ def test_labels_are_those_of_the_truth(photo_set):
             )
             assert ORIENTATION_CLASSES[photos.orientation[i]] == label["orientation"]
     assert photos.seconds[1] - photos.seconds[0] == pytest.approx(17, abs=18)
+
+
+def test_the_time_of_the_place_teaches_and_estimates_do_not(tmp_path):
+    """A drone on UTC in Los Angeles, a photo that knows no place, one that this tool placed."""
+    taken = {0x9003: b"2022:05:18 20:17:57", 0x9011: b"+00:00"}
+    images = tmp_path / "images"
+    save(images / "drone.jpg", exif_bytes({}, taken, gps_of(34.03, -118.25, _6=(80, 1))))
+    save(images / "nowhere.jpg", exif_bytes({}, taken))
+    guess = gps_of(34.03, -118.25, _6=(80, 1), _27=b"ASCII\0\0\0estimate: rgb")
+    save(images / "placed.jpg", exif_bytes({}, taken, guess))
+    exif_extractor.extract(images, tmp_path, 1)
+    photos, _ = read_photos(tmp_path, images)
+    assert photos.names == ["drone.jpg", "nowhere.jpg", "placed.jpg"]
+    assert photos.minutes == pytest.approx([797.95, 1217.95, 1217.95])
+    assert np.isfinite(photos.lat).tolist() == [True, False, False]
+    assert np.isfinite(photos.altitude).tolist() == [True, False, False]
+    assert np.isfinite(photos.sun).tolist() == [True, False, False]
+    assert np.ptp(photos.seconds) == 0  # bursts go by UTC
+    assert len(density.read_positions(tmp_path)[0]) == 1
 
 
 # ---------------------------------------------------------------- odd rows

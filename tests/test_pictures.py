@@ -109,6 +109,62 @@ def test_unreadable_photos_raise_with_name_and_reason(tmp_path):
     assert read(tmp_path / "bomb.png")["image_width"] == 60000
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "heic", "bmp", "avif"])
+def test_one_pixel_limit_for_every_format(tmp_path, suffix):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"photo.{suffix}"
+    Image.fromarray(picture(40, 64)).save(path)
+    assert pictures.open_upright(path, pixel_limit=40 * 64).size == (64, 40)
+    for opener in (pictures.open_upright, pictures.open_stored):
+        with pytest.raises(ValueError, match=r"64×40 pixels are too many"):
+            opener(path, max_side=20, pixel_limit=40 * 64 - 1)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["jpg", "png", "tif", pytest.param("heic", marks=pytest.mark.slow)]
+)
+def test_a_phone_of_108_megapixels_is_read(tmp_path, suffix):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    path = tmp_path / f"photo.{suffix}"
+    options = {"compression": "tiff_lzw"} if suffix == "tif" else {}
+    Image.new("L", (12000, 9000), 90).save(path, **options)
+    assert pictures.open_upright(path, max_side=100).size == (100, 75)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "bmp"])
+def test_a_small_file_that_promises_too_much_is_refused_unread(tmp_path, suffix):
+    path = tmp_path / f"bomb.{suffix}"
+    if suffix in ("png", "tif"):  # black and white packs well
+        options = {"compression": "group4"} if suffix == "tif" else {}
+        Image.new("1", (17000, 17700)).save(path, **options)
+    else:
+        Image.fromarray(picture(40, 64)).save(path)
+        kind, old, new = (">HH", (40, 64), (17700, 17000)) if suffix == "jpg" else (
+            "<ii", (64, 40), (17000, 17700))  # fmt: skip
+        data = path.read_bytes()
+        path.write_bytes(data.replace(struct.pack(kind, *old), struct.pack(kind, *new), 1))
+    with pytest.raises(ValueError, match="too many"):
+        pictures.open_upright(path, max_side=100)
+    assert (read(path)["image_width"], read(path)["image_height"]) == (17000, 17700)
+
+
+def test_strips_change_no_pixel(tmp_path, monkeypatch):
+    """Deep greys and transparency are worked on piece by piece; the pieces are one row here."""
+    random = np.random.default_rng(1)
+    shades = random.integers(0, 65536, (30, 20)).astype(np.uint16)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    Image.fromarray(shades.astype(np.float32) - 3e4).save(tmp_path / "float.tif")
+    Image.fromarray(random.integers(0, 256, (30, 20, 4)).astype(np.uint8)).save(tmp_path / "a.png")
+    names = ("deep.png", "float.tif", "a.png")
+    whole = [pictures.open_upright(tmp_path / name).tobytes() for name in names]
+
+    def rows(image):
+        return (image.crop((0, y, 20, y + 1)) for y in range(30))
+
+    monkeypatch.setattr(pictures, "strips", rows)
+    assert [pictures.open_upright(tmp_path / name).tobytes() for name in names] == whole
+
+
 # ---------------------------------------------------------------- photos on disk
 
 
@@ -155,3 +211,117 @@ def test_the_decoder_does_not_talk_of_metadata(tmp_path):
             cwd=SCRIPT.parent, capture_output=True, text=True, check=True,
         )  # fmt: skip
         assert ("Warning" in done.stderr) == talks, done.stderr
+
+
+# ---------------------------------------------------------------- what a folder has besides
+
+
+def long_chain(root) -> None:
+    """Folders in folders until the path is longer than the system takes (4,096 bytes on Linux)."""
+    place = os.open(root, os.O_RDONLY)
+    for _ in range(18):
+        os.mkdir("d" * 240, dir_fd=place)
+        inner = os.open("d" * 240, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+
+
+OBSTACLES = {
+    "link to itself": lambda root: os.symlink("loop.jpg", root / "loop.jpg"),
+    "folder link to itself": lambda root: os.symlink("loop", root / "loop"),
+    "two links in a ring": lambda root: (os.symlink("b", root / "a"), os.symlink("a", root / "b")),
+    "link with a name too long": lambda root: os.symlink("x" * 300, root / "long.jpg"),
+    "link through a file": lambda root: os.symlink("good.jpg/inside", root / "through.png"),
+    "link to nothing": lambda root: os.symlink("nowhere", root / "gone.tif"),
+    "pipe": lambda root: os.mkfifo(root / "pipe.jpg"),
+    "path too long": long_chain,
+    "folder that may not be entered": lambda root: (root / "locked").mkdir(),
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_what_cannot_be_reached_is_named_and_ends_nothing(tmp_path, monkeypatch, obstacle):
+    root = tmp_path / "photos"
+    for name in ("good.jpg", "sub/good.jpg", "z.jpg"):
+        save(root / name)
+    before = set(os.listdir(root))
+    OBSTACLES[obstacle](root)
+    new = sorted(set(os.listdir(root)) - before)
+    may = os.access  # root may enter every folder, so the system's answer is put in its mouth
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and may(path, 1))
+    found = pictures.scan(root)
+    assert found.names == ["good.jpg", "sub/good.jpg", "z.jpg"]
+    assert len(found.unread) == len(new)
+    for name, line in zip(new, found.unread, strict=True):
+        assert line.startswith(name) and line.endswith(")")
+    heard = []
+    photos = pictures.list_photos([str(root)], heard.append)
+    assert len(photos) == 3 and len(heard) == 1 and new[0] in heard[0]
+
+
+@pytest.mark.parametrize("name", ["absent.jpg", "x" * 300, "loop", "file.jpg/inside", "pipe.jpg"])
+def test_a_path_that_leads_to_no_photo_ends_the_run_with_one_line(tmp_path, capsys, name):
+    os.symlink("loop", tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    save(tmp_path / "file.jpg")
+    with pytest.raises(SystemExit) as stopped:
+        pictures.list_photos([str(tmp_path / name)])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and name in error
+
+
+@pytest.mark.parametrize("name", ["ö" * 120 + ".jpg", "é" * 200 + ".jpg", "x" * 260 + ".jpg"])
+def test_a_name_too_long_for_the_disk_is_an_absent_photo(tmp_path, name):
+    """Decomposed, accents take three bytes each instead of two."""
+    assert not os.path.exists(pictures.photo_file(tmp_path, name))
+
+
+@pytest.mark.parametrize("suffix", pictures.IMAGE_SUFFIXES)
+@pytest.mark.parametrize("upper", [False, True])
+def test_every_suffix_of_a_readable_format_is_a_photo(tmp_path, suffix, upper):
+    save(tmp_path / "a.jpg").rename(tmp_path / f"a{suffix.upper() if upper else suffix}")
+    (photo,) = pictures.find_photos(tmp_path).values()
+    assert read(photo)["image_width"] == pictures.open_upright(photo).width == 64
+
+
+def test_pictures_that_cannot_be_read_and_system_folders_are_named(tmp_path):
+    save(tmp_path / "a.jpg")
+    for name in ("b.JXL", "c.psd", "d.GIF", "e.svg", "f.dng", "g.RWL", "h.sr2", "i.gpr", "x.txt"):
+        (tmp_path / name).touch()
+    for name in ("@eaDir", "#recycle", ".thumbnails", "$RECYCLE.BIN", "lost+found", "sub/@eaDir"):
+        save(tmp_path / name / "a.jpg" / "SYNOPHOTO_THUMB_M.jpg")
+    found = pictures.scan(tmp_path)
+    assert found.names == ["a.jpg"]
+    assert found.raw == ["f.dng", "g.RWL", "h.sr2", "i.gpr"]
+    assert found.other == ["b.JXL", "c.psd", "d.GIF", "e.svg"]
+    assert set(found.system) == {"@eaDir", "#recycle", "$RECYCLE.BIN", "lost+found", "sub/@eaDir"}
+    told = "\n".join(found.left_out())
+    assert "RAW, not supported: 4: f.dng, g.RWL" in told and "sub/@eaDir" in told
+    assert ": 4: b.JXL, c.psd, d.GIF, e.svg" in told and "x.txt" not in told
+
+
+def test_a_line_break_in_a_name_is_written_out(tmp_path):
+    for name in (b"two\nlines.dng", b"latin-\xe9.gif"):
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb"):
+            pass
+    for line in pictures.scan(tmp_path).left_out():
+        assert line.isprintable() and line.encode()
+
+
+def test_what_the_pipeline_wrote_is_no_photo(tmp_path):
+    """The folder of the photos may be the data folder too, and that of the evaluation."""
+    for name in ("a.jpg", "map.png", "sub/time.png", "sub/density.png", "depths/b.jpg"):
+        save(tmp_path / name)
+    plain = ["a.jpg", "depths/b.jpg", "map.png", "sub/density.png", "sub/time.png"]
+    assert pictures.scan(tmp_path).names == plain  # a photo may be called so
+    save(tmp_path / "depths" / "a.jpg.png")
+    save(tmp_path / "depths" / "sub" / "time.png.png")
+    (tmp_path / "depths" / "depth_model.json").write_text("{}")
+    (tmp_path / "sub" / "density.html").touch()
+    (tmp_path / "metrics.json").touch()
+    found = pictures.scan(tmp_path)
+    assert found.names == ["a.jpg", "sub/time.png"]
+    assert found.own == ["depths/", "map.png", "sub/density.png"]
+    (tmp_path / "depth_model.json").touch()  # the folder that was asked for is always read
+    assert "a.jpg" in pictures.scan(tmp_path).names

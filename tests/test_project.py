@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -165,6 +166,19 @@ def test_help_shows_an_example(name):
     assert f"python {name}.py" in done.stdout
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_output_of_a_poor_encoding_ends_nothing(name):
+    """A console of an older Windows, or a file in the encoding of a place."""
+    poor = os.environ | {"PYTHONIOENCODING": "ascii"}
+    code = f"import density, {name} as script; print('−5 °C → 写真', script.__doc__)"
+    code = code.replace("print(", "density.run_script(lambda: print(")
+    done = subprocess.run(
+        [sys.executable, "-c", code + ")"], cwd=REPOSITORY, capture_output=True, text=True, env=poor
+    )
+    assert done.returncode == 0 and done.stdout.startswith("?5 ?C ? ??"), done.stderr
+    assert "run_script(main)" in source(name).split('__name__ == "__main__"')[1]
+
+
 # ---------------------------------------------------------------- commands in the texts
 
 
@@ -264,7 +278,7 @@ def test_no_committed_file_is_large():
 
 def test_pyproject_holds_tools_only():
     content = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert set(content) == {"tool"} and set(content["tool"]) == {"ruff", "pytest"}
+    assert set(content) == {"tool"} and set(content["tool"]) == {"ruff", "mypy", "pytest"}
     assert content["tool"]["ruff"]["line-length"] == 100
 
 

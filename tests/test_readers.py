@@ -2,11 +2,13 @@
 
 import functools
 import json
+import multiprocessing
 import os
 import random
 import re
 import signal
 import struct
+import subprocess
 import sys
 import time
 import zlib
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import piexif
 import pytest
-from exif_files import folder, save
+from exif_files import SCRIPT, folder, save
 from PIL import Image
 
 import exif_extractor
@@ -26,8 +28,8 @@ from geophoto.table import read_records
 
 def test_results_come_in_order_also_behind_many_known_blocks(tmp_path):
     path = str(save(tmp_path / "a.jpg"))
-    blocks = [(number, [path] * (number % 9 == 8)) for number in range(30)]
-    found = list(readers.Crew(iter(blocks), workers=2).results())
+    blocks = [(number, [(path,)] * (number % 9 == 8)) for number in range(30)]
+    found = list(readers.read_blocks(blocks, 2, lambda: None))
     assert [block for block, _ in found] == list(range(30))
     assert [len(rows) for _, rows in found] == [len(paths) for _, paths in blocks]
 
@@ -57,6 +59,50 @@ def test_a_hostile_file_costs_one_row(tmp_path, monkeypatch, trouble):
     assert [row["filename"] for row in rows if row["status"] == "unreadable"] == ["1/0007.jpg"]
     monkeypatch.undo()
     assert exif_extractor.extract(images, data, 2)["unreadable"] == 0  # tried again next time
+
+
+def test_readers_that_die_between_two_blocks_are_replaced(tmp_path):
+    paths = [(str(save(tmp_path / f"{number}.jpg")),) for number in range(3)]
+
+    def blocks():
+        for number in range(6):
+            yield number, paths
+            for child in multiprocessing.active_children():  # as the system does when memory ends
+                child.kill()
+                child.join()
+
+    found = list(readers.read_blocks(blocks(), 2, lambda: None))
+    assert [block for block, _ in found] == list(range(6))
+    assert {row["status"] for _, rows in found for row in rows} == {"no_exif"}
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_readers_do_not_outlive_a_killed_run(tmp_path, busy):
+    """Neither those that wait for work nor those that read."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("children are listed on Linux only")
+    path = save(tmp_path / "a.jpg")
+    code = (
+        "import sys, time\nfrom geophoto import readers\n"
+        "read = readers.read_photo\n"
+        f"readers.read_photo = lambda path: time.sleep({0.3 * busy}) or read(path)\n"
+        f"blocks = ((n, [({str(path)!r},)]) for n in range(9))\n"
+        "for block, _ in readers.read_blocks(blocks, 3, lambda: None):\n"
+        "    print(block, flush=True)\n    time.sleep(9 * (block == 3))\n"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=SCRIPT.parent, stdout=subprocess.PIPE, text=True
+    )
+    while run.stdout.readline() != "3\n":
+        pass
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    assert len(children) == 3
+    run.kill()
+    run.wait()
+    limit = time.monotonic() + 10
+    while any(Path(f"/proc/{child}/cmdline").exists() for child in children):
+        assert time.monotonic() < limit
+        time.sleep(0.02)
 
 
 def test_readers_may_not_take_more_memory_than_allowed(tmp_path, monkeypatch):
@@ -157,7 +203,7 @@ def check(folder: Path, tmp_path: Path, count: int, seed: int) -> None:
     assert result["photos"] == len(rows) == count
     assert [row["filename"] for row in rows] == list(pictures.find_photos(images))
     for row in rows:
-        assert row["status"] in ("ok", "no_exif", "unreadable")
+        assert row["status"] in ("ok", "empty_exif", "no_exif", "unreadable")
         assert row["warnings"] or row["status"] != "unreadable"
         assert "reader_" not in (row["warnings"] or ""), row
         if row["gps_latitude"] is not None:

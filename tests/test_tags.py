@@ -30,5 +30,8 @@ def test_text_is_decoded_safely():
     assert tags.text(b"Caf\xc3\xa9\0rest") == "Café"
     assert tags.text(b"Caf\xe9 \0") == "Café"
     assert tags.text(b"a\x01b\n") == "a b"
+    assert tags.text(b"Caf\xc3\xa9 \xfcber \xe2\x82\xac \x80") == "Café über € €"  # of both
+    assert tags.text(b"M\xfcller & \xe5\xa4\xa7") == "Müller & 大"
+    assert tags.text(b"cut \xe5\xa4") == "cut å¤" and tags.text(b"\x81\xff") == "�ÿ"
     assert tags.text(b"\0\0") is None and tags.text(b"   ") is None
     assert tags.text((67, 97)) == "Ca"

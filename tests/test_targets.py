@@ -129,7 +129,7 @@ def test_normalisation_of_labels_that_are_not_there():
     photos = make_photos(5, lat=nothing, lon=nothing, altitude=nothing, orientation=np.full(5, -1))
     normalisation = targets.Normalisation.fit(photos)
     assert all(np.isfinite(v).all() for v in vars(normalisation).values())
-    assert normalisation.orientation_prior == pytest.approx([1 / 6] * 6)
+    assert normalisation.orientation_prior == pytest.approx([5.5 / 8] + [0.5 / 8] * 5)  # Normal
 
 
 def test_normalisation_of_one_place_and_of_the_date_line():

@@ -2,10 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from conftest import make_batch, make_photos, network_inputs
+from conftest import make_batch, network_inputs
 from torch import nn
 
 from geophoto import checkpoints, devices, targets, training
@@ -294,15 +293,3 @@ def test_resumed_training_ends_where_the_uninterrupted_one_does(tmp_path, ema):
 
 
 # ---------------------------------------------------------------- fine-tuning
-
-
-def test_crowded_places_are_drawn_less_often():
-    lat = np.r_[np.full(90, 46.0), np.linspace(47, 50, 10)]
-    photos = make_photos(100, lat=lat, lon=np.full(100, 7.0))
-    weights = training.balance(photos)
-    assert weights.mean() == pytest.approx(1) and weights[95] > 3 * weights[0]
-    rng = np.random.default_rng(0)
-    drawn = np.concatenate([training.draw_rows(np.arange(100), weights, rng) for _ in range(200)])
-    share = (drawn >= 90).mean()
-    assert share == pytest.approx(weights[90:].sum() / weights.sum(), abs=0.02)
-    assert (np.sort(training.draw_rows(np.arange(9), None, rng)) == np.arange(9)).all()

@@ -1,0 +1,220 @@
+"""Three voices about one photo, each a mixture of kernels: its neighbours, its head, the prior.
+
+In: similarities and labels of the most similar training photos, the head's answer, the labels of
+all training photos. Out: log densities of each kernel at a truth, and the weights of the kernels,
+stacked on photos that were held out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+
+import density
+from geophoto.targets import MINUTES_PER_DAY, minutes_apart
+
+NEIGHBOURS = 64  # of the training photos that speak
+MOST_PRIOR = 2000  # training labels that the prior is made of, evenly thinned
+MOST_FITTED = 5000  # held-out photos that weights are fitted on
+TEMPERATURES = (0.05, 0.08, 0.12, 0.2, 0.4, 0.8)  # of the similarities; lower bets on one photo
+GATE_PENALTY = 10.0  # on the squared slopes of the gate
+PSEUDO_COUNT = 0.5  # of every kernel, so that none is ruled out by few photos
+
+# ---------------------------------------------------------------- kernels
+
+
+class Sphere:
+    """Positions as unit vectors; kernel widths in units of the spread of the training photos."""
+
+    NEAR: ClassVar = tuple(np.geomspace(1e-5, 1, 9))
+    HEAD: ClassVar = tuple(np.geomspace(1e-2, 1, 5))
+    PRIOR: ClassVar = tuple(np.geomspace(3e-2, 1, 4))
+
+    def __init__(self, scale_km: float) -> None:
+        self.scale = scale_km
+        self.log_floor = -np.log(4 * np.pi * density.EARTH_RADIUS_KM**2)
+
+    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+        """Log density per km² at `a` of kernels on `b`, unit vectors (..., 3)."""
+        least = density.LEAST_RADIUS_KM
+        return density.kernel_log_per_km2(density.arc_km(a, b), max(width * self.scale, least))
+
+
+class Circle:
+    """Times of day in minutes; widths in minutes."""
+
+    NEAR: ClassVar = (2.0, 6.0, 20.0, 60.0, 150.0, 300.0)
+    HEAD: ClassVar = (30.0, 60.0, 120.0, 300.0)
+    PRIOR: ClassVar = (20.0, 60.0, 150.0)
+    log_floor = -np.log(MINUTES_PER_DAY)
+
+    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+        return log_normal(minutes_apart(a, b), width)
+
+
+class Line:
+    """Altitudes as standardised targets; widths in their units."""
+
+    NEAR: ClassVar = (0.01, 0.03, 0.1, 0.3, 0.8)
+    HEAD: ClassVar = (0.1, 0.3, 0.7, 1.2)
+    PRIOR: ClassVar = (0.1, 0.3, 0.8)
+    log_floor = -np.log(20.0)
+
+    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+        return log_normal(a - b, width)
+
+
+Space = Sphere | Circle | Line
+
+
+def log_normal(apart: np.ndarray, width: float) -> np.ndarray:
+    return -0.5 * (apart / width) ** 2 - np.log(width * np.sqrt(2 * np.pi))
+
+
+def widths_of(space: Space) -> tuple[float, ...]:
+    """Width of every kernel in the order of the weights; the floor, which comes last, has 0."""
+    return (*space.NEAR, *space.HEAD, *space.PRIOR, 0.0)
+
+
+def voice_of(space: Space) -> np.ndarray:
+    """Which voice each kernel belongs to: 0 neighbours, 1 head, 2 prior, 3 the floor."""
+    counts = (len(space.NEAR), len(space.HEAD), len(space.PRIOR), 1)
+    return np.repeat(np.arange(4), counts)
+
+
+# ---------------------------------------------------------------- evidence
+
+
+@dataclasses.dataclass
+class Evidence:
+    """What is known about Q photos, most similar neighbours first; labels are unit vectors (…, 3),
+    minutes or altitude targets."""
+
+    similar: np.ndarray  # (Q, K) cosine similarities
+    near: np.ndarray  # (Q, K[, 3]) labels of these neighbours
+    head: np.ndarray  # (Q[, 3]) what the head says
+    prior: np.ndarray  # (P[, 3]) labels of the training photos, thinned; may be empty
+    truth: np.ndarray  # (Q[, 3])
+    away: np.ndarray  # (Q,) distance in feature space to the nearest training photo
+
+    def __len__(self) -> int:
+        return len(self.head)
+
+    def take(self, rows: np.ndarray) -> Evidence:
+        names = ("similar", "near", "head", "truth", "away")
+        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
+
+    def shares(self, temperature: float) -> np.ndarray:
+        """Weight of each neighbour, (Q, K), by softmax of the similarities."""
+        return softmax(self.similar / temperature)
+
+    def gate(self) -> np.ndarray:
+        """How near the nearest is: its similarity, and its lead over the next nine, (Q, 2)."""
+        if self.similar.shape[1] == 0:
+            return np.zeros((len(self), 2))
+        lead = self.similar[:, 0] - self.similar[:, :10].mean(axis=1)
+        return np.stack([self.similar[:, 0], lead], axis=1)
+
+    def kernel_logs(self, space: Space, temperature: float) -> np.ndarray:
+        """Log density of every kernel at the truth, (Q, J); -inf for a voice that is silent."""
+        logs = np.full((len(self), len(widths_of(space))), -np.inf)
+        shares = np.log(np.maximum(self.shares(temperature), 1e-300))
+        column = 0
+        for width in space.NEAR:
+            if self.similar.shape[1]:
+                apart = space.log_kernel(self.truth[:, None], self.near, width)
+                logs[:, column] = np.logaddexp.reduce(shares + apart, axis=1)
+            column += 1
+        for width in space.HEAD:
+            logs[:, column] = space.log_kernel(self.truth, self.head, width)
+            column += 1
+        for width in space.PRIOR:
+            if len(self.prior):
+                apart = space.log_kernel(self.truth[:, None], self.prior[None], width)
+                logs[:, column] = np.logaddexp.reduce(apart, axis=1) - np.log(len(self.prior))
+            column += 1
+        logs[:, column] = space.log_floor
+        return logs
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    if logits.shape[-1] == 0:
+        return logits
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return raised / raised.sum(axis=-1, keepdims=True)
+
+
+# ---------------------------------------------------------------- weights
+
+
+@dataclasses.dataclass
+class Stack:
+    """Weights of the kernels, stacked (Yao et al. 2018) on photos that were held out: a softmax
+    whose logits depend on the gate. Beyond what the fit has seen the gate stays at its edge."""
+
+    temperature: float
+    offset: np.ndarray  # (J,)
+    slope: np.ndarray  # (2, J)
+    gate_mean: np.ndarray  # (2,), likewise the rest
+    gate_std: np.ndarray
+    gate_low: np.ndarray
+    gate_high: np.ndarray
+
+    def weights(self, gate: np.ndarray) -> np.ndarray:
+        """Weight of every kernel for gates (Q, 2), (Q, J)."""
+        seen = np.clip(gate, self.gate_low, self.gate_high)
+        return softmax(self.offset + (seen - self.gate_mean) / self.gate_std @ self.slope)
+
+    @classmethod
+    def fit(cls, temperature: float, logs: np.ndarray, gate: np.ndarray) -> Stack:
+        """Weights that make the truths of held-out photos most likely, from kernel_logs (Q, J)."""
+        from scipy.optimize import minimize
+
+        mean, std = gate.mean(axis=0), gate.std(axis=0) + 1e-6
+        seen, count = (gate - mean) / std, logs.shape[1]
+        chances = np.exp(logs - logs.max(axis=1, keepdims=True))
+
+        def cost(values: np.ndarray) -> tuple[float, np.ndarray]:
+            offset, slope = values[:count], values[count:].reshape(2, count)
+            weights = softmax(offset + seen @ slope)
+            total = np.maximum((weights * chances).sum(axis=1), 1e-300)
+            pull = weights - weights * chances / total[:, None]
+            even = softmax(offset)
+            value = (
+                -np.log(total).sum()
+                - PSEUDO_COUNT * np.log(np.maximum(even, 1e-300)).sum()
+                + GATE_PENALTY / 2 * (slope**2).sum()
+            )
+            to_offset = pull.sum(axis=0) - PSEUDO_COUNT * (1 - count * even)
+            to_slope = seen.T @ pull + GATE_PENALTY * slope
+            return value, np.concatenate([to_offset, to_slope.ravel()])
+
+        found = minimize(cost, np.zeros(3 * count), jac=True, method="L-BFGS-B")
+        offset, slope = found.x[:count], found.x[count:].reshape(2, count)
+        return cls(temperature, offset, slope, mean, std, gate.min(axis=0), gate.max(axis=0))
+
+    def fall_back(self, weights: np.ndarray, unlike: np.ndarray, voice: np.ndarray) -> np.ndarray:
+        """Weights (Q, J) moved to the prior's kernels by the share `unlike` (Q,)."""
+        prior = softmax(np.where(voice == 2, self.offset, -np.inf))
+        return weights + unlike[:, None] * (prior - weights)
+
+    def log_likelihood(self, logs: np.ndarray, gate: np.ndarray) -> np.ndarray:
+        """Log density at the truths, (Q,)."""
+        weights = np.log(np.maximum(self.weights(gate), 1e-300))
+        return np.logaddexp.reduce(weights + logs, axis=1)
+
+
+def fit_stack(
+    parts: list[Evidence], spaces: list[Space], temperatures: tuple[float, ...] = TEMPERATURES
+) -> Stack:
+    """The stack of the temperature that makes the truths of all parts most likely."""
+    gate = np.concatenate([part.gate() for part in parts])
+    found = []
+    for temperature in temperatures:
+        each = zip(parts, spaces, strict=True)
+        logs = np.concatenate([part.kernel_logs(space, temperature) for part, space in each])
+        stack = Stack.fit(temperature, logs, gate)
+        found.append((float(stack.log_likelihood(logs, gate).mean()), stack))
+    return max(found, key=lambda one: one[0])[1]
