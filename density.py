@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 
 def imported_when_used(name: str):
@@ -31,13 +31,18 @@ def imported_when_used(name: str):
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None, f"{name} is not installed"
     spec.loader = importlib.util.LazyLoader(spec.loader)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-np = imported_when_used("numpy")  # the extractor starts sooner, and seldom needs it
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import ArrayLike
+else:
+    np = imported_when_used("numpy")  # the extractor starts sooner, and seldom needs it
 
 # ---------------------------------------------------------------- settings
 DATA_DIR = "data"  # folder with exif_data.json; the maps are written here
@@ -166,7 +171,7 @@ def next_command(
 # ---------------------------------------------------------------- the globe
 
 
-def unit_vectors(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+def unit_vectors(lat: ArrayLike, lon: ArrayLike) -> np.ndarray:
     """Turn degrees into unit vectors (..., 3), float64; NaN stays NaN."""
     lat, lon = np.radians(np.asarray(lat, float)), np.radians(np.asarray(lon, float))
     return np.stack([np.cos(lat) * np.cos(lon), np.cos(lat) * np.sin(lon), np.sin(lat)], axis=-1)
@@ -253,13 +258,13 @@ def group_photos(
     timed = np.flatnonzero(np.isfinite(seconds))
     timed = timed[np.lexsort((seconds[timed], cameras[timed]))]
     in_burst = np.zeros(count, bool)
-    for i, j in itertools.pairwise(timed):
+    for i, j in itertools.pairwise(timed.tolist()):
         if cameras[i] == cameras[j] and seconds[j] - seconds[i] <= BURST_SECONDS:
             parent[root(i)] = root(j)
             in_burst[[i, j]] = True
 
     first_of: dict[str, int] = {}
-    for i in np.flatnonzero(~(np.isfinite(lat) & np.isfinite(lon)) & ~in_burst):
+    for i in np.flatnonzero(~(np.isfinite(lat) & np.isfinite(lon)) & ~in_burst).tolist():
         parent[root(i)] = root(first_of.setdefault(str(folder[i]), i))
     return np.unique([root(i) for i in range(count)], return_inverse=True)[1]
 

@@ -76,15 +76,15 @@ def train_models(
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
-    scores = {}
+    scores: dict[str, float] = {}
     for name in wanted:
         target = checkpoint_dir / f"best_gps_model_{name}.pth"
         network = create_network(backbone, name == "depth", options["seed"])
         options["weights"] = features.load_backbone_weights(network, checkpoint_dir, pretrained)
         identity = checkpoints.run_identity(photos, table_sha256, name, backbone, options)
         finished = checkpoints.finished_score(target, identity, options["epochs"])
-        scores[name] = None if overwrite else finished
-        if scores[name] is not None:
+        if finished is not None and not overwrite:
+            scores[name] = finished
             print(f"{target} is up to date (--overwrite trains again)")
             continue
         if overwrite:

@@ -84,8 +84,8 @@ def gather_evidence(
         prior = normalisation.centre[None] if head == "gps" else own[:0]
         away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
         return Evidence(np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away)
-    labels, features = labels[known], gallery["features"][known]
-    similar, index, away = nearest_features(prediction["trunk"], features, NEIGHBOURS)
+    labels, rows = labels[known], (gallery or {})["features"][known]
+    similar, index, away = nearest_features(prediction["trunk"], rows, NEIGHBOURS)
     prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
     return Evidence(similar.astype(float), labels[index], own, prior, truth, away)
 

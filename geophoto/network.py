@@ -6,6 +6,7 @@ In: `rgb`, `view` and perhaps `depth` as tensors. Out: raw outputs of the heads,
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ class GPSPredictionNet(nn.Module):
         super().__init__()
         self.config = {"backbone": backbone, "use_depth": use_depth, "hidden": hidden}
         self.fixed_statistics = False  # True: batch norms keep their means and variances
-        self.rgb_branch = create_backbone(backbone, 3)
-        self.depth_branch = create_backbone(backbone, 1) if use_depth else None
+        self.rgb_branch: Any = create_backbone(backbone, 3)
+        self.depth_branch: Any = create_backbone(backbone, 1) if use_depth else None
         channels = self.rgb_branch.num_features
         blocks = SCALES * [2 * channels, *(4 * width for width in level_widths(self.rgb_branch))]
         blocks += [2 * channels] * use_depth
@@ -126,8 +127,8 @@ class PredictionHeads(nn.Module):
         DEPTH_WEIGHT), the axes scaled to a mean square of one over all axes together; they stay
         as they are while the frozen heads learn.
         """
-        for name, values in features.items():
-            values = torch.from_numpy(np.asarray(values, np.float32))
+        for name, given in features.items():
+            values = torch.from_numpy(np.asarray(given, np.float32))
             mean, std = values.mean(0), values.std(0, correction=0) + 1e-3
             if name == "pooled":
                 sizes, weights = torch.tensor(self.blocks), torch.tensor(self.block_weights)
@@ -162,11 +163,16 @@ def create_network(backbone: str, use_depth: bool, seed: int) -> GPSPredictionNe
 # ---------------------------------------------------------------- backbones
 
 
-def create_backbone(name: str, channels: int) -> nn.Module:
+def create_backbone(name: str, channels: int) -> Any:
     """A timm model without classifier and with random weights; raises ValueError if unknown."""
     import timm
 
-    options = {"pretrained": False, "num_classes": 0, "in_chans": channels, "global_pool": ""}
+    options: dict[str, Any] = {
+        "pretrained": False,
+        "num_classes": 0,
+        "in_chans": channels,
+        "global_pool": "",
+    }
     try:
         return timm.create_model(name, dynamic_img_size=True, **options)  # ViT at any size
     except TypeError:
@@ -175,20 +181,20 @@ def create_backbone(name: str, channels: int) -> nn.Module:
         raise ValueError(f"{name!r} is no timm model: {error}") from None
 
 
-def level_widths(backbone: nn.Module) -> list[int]:
+def level_widths(backbone: Any) -> list[int]:
     """Channels of the feature levels that count as texture; raises ValueError without levels."""
     if not hasattr(backbone, "forward_intermediates"):
         raise ValueError(f"{type(backbone).__name__} does not give its intermediate feature maps")
     return [backbone.feature_info[level]["num_chs"] for level in spread_levels(backbone)]
 
 
-def spread_levels(backbone: nn.Module) -> list[int]:
+def spread_levels(backbone: Any) -> list[int]:
     """Indices of at most LEVELS feature levels, evenly from the first to the last."""
     count = len(backbone.feature_info)
     return np.linspace(0, count - 1, min(count, LEVELS)).round().astype(int).tolist()
 
 
-def as_map(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
+def as_map(backbone: Any, features: torch.Tensor) -> torch.Tensor:
     """Last features of a backbone as (B, C, h, w), whatever layout the architecture uses."""
     if features.ndim == 3:  # transformer tokens, class and register tokens first
         tokens = features[:, getattr(backbone, "num_prefix_tokens", 0) :]
@@ -205,7 +211,7 @@ def pool(features: torch.Tensor) -> torch.Tensor:
     return torch.cat([features.mean(2), features.clamp(min=1e-6).pow(3).mean(2).pow(1 / 3)], 1)
 
 
-def rgb_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def rgb_features(backbone: Any, images: torch.Tensor) -> torch.Tensor:
     """At each scale: pooled last features, then mean and spread of each level's channels in the
     upper and the lower half of the picture, (B, F).
 
@@ -228,13 +234,13 @@ def rgb_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return torch.cat(found, dim=1)
 
 
-def depth_features(backbone: nn.Module, depth: torch.Tensor) -> torch.Tensor:
+def depth_features(backbone: Any, depth: torch.Tensor) -> torch.Tensor:
     """Pooled last features of depth maps (B, 1, S, S), (B, 2C)."""
     depth = depth.contiguous(memory_format=torch.channels_last)
     return pool(as_map(backbone, backbone.forward_features(depth)))
 
 
-def grid_features(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def grid_features(backbone: Any, images: torch.Tensor) -> torch.Tensor:
     """Features averaged on a GRID × GRID raster, flattened (B, GRID²·C): what is where."""
     images = images.contiguous(memory_format=torch.channels_last)
     features = as_map(backbone, backbone.forward_features(images))

@@ -10,7 +10,7 @@ import math
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -61,9 +61,11 @@ class Photos:
         return np.isfinite(self.lat)
 
     def take(self, rows: np.ndarray) -> Photos:
-        values = {k: v[rows] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
-        lists = {k: [v[i] for i in rows] for k, v in vars(self).items() if isinstance(v, list)}
-        return Photos(**values, **lists)
+        values: dict[str, Any] = {
+            name: value[rows] if isinstance(value, np.ndarray) else [value[i] for i in rows]
+            for name, value in vars(self).items()
+        }
+        return Photos(**values)
 
 
 def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:

@@ -9,6 +9,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from geophoto.records import clock
 
 TITLES = {"rgb": "RGB", "depth": "RGB + depth"}
 COLOURS = {"rgb": "#0b7a75", "depth": "#c8553d", "knn": "#8a6fb0", "trivial": "#9aa0a6"}
-PLOT_STYLE = {
+PLOT_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -147,7 +148,7 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
     order = [i for i in np.argsort(km) if np.isfinite(km[i])]
     order = [i for i in order if os.path.isfile(photo_file(image_dir, photos.names[i]))]
     wanted = np.linspace(0, 1, min(8, len(order))) * (len(order) - 1)
-    shown = {order[round(q)]: None for q in wanted}
+    shown: dict[int, np.ndarray | None] = {order[round(q)]: None for q in wanted}
     for i in shown:
         with suppress(OSError, ValueError):  # what lies there is no photo any more
             shown[i] = np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480))

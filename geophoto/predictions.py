@@ -27,6 +27,7 @@ from geophoto.features import depth_input, picture_inputs
 from geophoto.finetune import PhotoSet, predict_photos
 from geophoto.network import predict_batch, view_logits
 from geophoto.orientations import ORIENTATION_CLASSES, turn_upright
+from geophoto.photos import Photos
 from geophoto.pictures import open_stored
 from geophoto.records import clock, tidy
 
@@ -34,9 +35,9 @@ from geophoto.records import clock, tidy
 
 
 def held_out_answers(
-    checkpoint: dict, photos, data_dir: Path, precision_name: str, bar: Callable,
+    checkpoint: dict, photos: Photos, data_dir: Path, precision_name: str, bar: Callable,
     say: Callable[[str], None] = density.silent,
-) -> tuple[dict, object]:  # fmt: skip
+) -> tuple[dict, Photos]:  # fmt: skip
     """Answers for exactly the photos held out in training, with both baselines.
 
     Cross-validated models bring them along; a fine-tuned network is run on its stored test

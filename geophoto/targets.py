@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 import density
 from geophoto.photos import Photos
@@ -35,9 +36,12 @@ def point_minutes(points: np.ndarray) -> np.ndarray:
     return (angle * (MINUTES_PER_DAY / (2 * np.pi))) % MINUTES_PER_DAY
 
 
-def minutes_apart(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def minutes_apart(a: ArrayLike, b: ArrayLike) -> np.ndarray:
     """Circular distance of two times of day in minutes, at most 720."""
-    return np.abs((np.asarray(a) - b + MINUTES_PER_DAY / 2) % MINUTES_PER_DAY - MINUTES_PER_DAY / 2)
+    return np.abs(
+        (np.asarray(a) - np.asarray(b) + MINUTES_PER_DAY / 2) % MINUTES_PER_DAY
+        - MINUTES_PER_DAY / 2
+    )
 
 
 def sun_height(degrees: np.ndarray) -> np.ndarray:
@@ -93,8 +97,8 @@ class Normalisation:
         """Unit vector (3,) of the geographic median of the training photos."""
         return density.unit_vectors(self.centre_lat, self.centre_lon)
 
-    def altitude_target(self, metres: np.ndarray) -> np.ndarray:
-        squeezed = np.arcsinh((metres - self.altitude_median) / self.altitude_scale)
+    def altitude_target(self, metres: ArrayLike) -> np.ndarray:
+        squeezed = np.arcsinh((np.asarray(metres) - self.altitude_median) / self.altitude_scale)
         return (squeezed - self.altitude_mean) / self.altitude_std
 
     def altitude_m(self, output: np.ndarray) -> np.ndarray:
@@ -149,7 +153,8 @@ def decode(prediction: dict, normalisation: Normalisation) -> dict[str, np.ndarr
     """Raw outputs of the heads → lat, lon (deg), minutes, altitude (m)."""
     import torch
 
-    lat, lon = density.lat_lon(decode_gps(torch.from_numpy(prediction["gps"]), normalisation))
+    place = decode_gps(torch.from_numpy(prediction["gps"]), normalisation)
+    lat, lon = density.lat_lon(place.numpy())
     return {
         "lat": lat,
         "lon": lon,

@@ -32,11 +32,11 @@ def train_step(network, batch, target, normalisation, optimiser, precision, micr
     if batch is None and processes() == 1:
         return dict.fromkeys(HEADS, 0.0), micro
     size = len(target["view"]) if batch else 0
-    labels = torch.zeros(len(HEADS))
+    counts = torch.zeros(len(HEADS))
     if batch:
         known = labelled(target)
-        labels = torch.stack([known[head].sum() for head in HEADS]).float()
-    labels = dict(zip(HEADS, add_up(labels, precision.device).clamp_min(1).tolist(), strict=True))
+        counts = torch.stack([known[head].sum() for head in HEADS]).float()
+    labels = dict(zip(HEADS, add_up(counts, precision.device).clamp_min(1).tolist(), strict=True))
     while True:
         optimiser.zero_grad(set_to_none=True)
         sums = torch.zeros(len(HEADS))
