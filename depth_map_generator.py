@@ -7,8 +7,11 @@ depth at network resolution) with a picture beside each, and data/depths/depth_m
     python depth_map_generator.py --depth-model demo --data-dir data/demo
     torchrun --nproc_per_node=2 depth_map_generator.py
 
-An interrupted run goes on with the same command. Processes give the bytes that one process with
-as many threads gives; another number of threads moves a few values by the last float16 digit.
+An interrupted run goes on with the same command. A map is made anew when its photo has another
+size, time or turn, or another inode change time and other bytes: data/depth_index.jsonl remembers
+them. File systems without inode change times (FAT; Windows) hide edits that keep size and time: use
+--overwrite. Processes give the bytes that one process with as many threads gives; another number
+of threads moves a few values by the last float16 digit.
 """
 
 from __future__ import annotations
@@ -26,8 +29,10 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,7 +48,9 @@ from density import (
     write_atomically,
 )
 from geophoto.depth_maps import (
+    belongs_to,
     depth_file,
+    depth_index,
     draw_depth,
     is_finished,
     name_fits,
@@ -62,6 +69,16 @@ from geophoto.depth_network import (
     to_inverse,
 )
 from geophoto.depth_weights import KNOWN_SHA256, find_weights
+from geophoto.orientations import known_tag
+from geophoto.origins import (
+    Origin,
+    is_known,
+    note_origins,
+    origin_of,
+    read_origins,
+    renew,
+    shorten_journal,
+)
 from geophoto.pictures import open_upright, photo_file
 from geophoto.table import read_table
 
@@ -107,6 +124,14 @@ class Job:
     photo: Path
     max_side: int | None  # px, JPEGs may be decoded down to this longer side
     draw_only: bool = False
+    tag: int = 0  # EXIF orientation, 0 = none
+
+
+class Beside(NamedTuple):
+    """What a map needs when it is written: a small photo for its picture, and its origin."""
+
+    small_rgb: np.ndarray | None
+    origin: Origin | None
 
 
 def why_redo(sidecar: dict, options: Options, data_dir: Path) -> str:
@@ -126,42 +151,63 @@ def plan_jobs(
 ) -> tuple[list[Job], dict[str, tuple[str, str]]]:
     """Jobs in an order that covers the map early, and the outcome of rows that need none."""
     lat, lon = (table[f"gps_{axis}"].to_numpy(float) for axis in ("latitude", "longitude"))
+    origins = read_origins(depth_index(data_dir))
     jobs, outcomes = [], {}
     for row in table.iloc[spread_order(lat, lon)].itertuples():
-        photo, path = photo_file(image_dir, row.filename), depth_file(data_dir, row.filename)
+        name, tag = row.filename, known_tag(row.orientation_tag)
+        photo, path = photo_file(image_dir, name), depth_file(data_dir, name)
         sides, max_side = sorted((row.image_width, row.image_height)), None
         if options.fast_decode and sides[0] > 0 and sides[1] > 0:  # unknown sizes are nan
             max_side = math.ceil(options.input_size * sides[1] / sides[0])
         if row.status == "unreadable":
-            outcomes[row.filename] = ("skipped", "unreadable according to the table")
-        elif not name_fits(data_dir, row.filename):
-            outcomes[row.filename] = ("skipped", "too long a name: none is left for its map")
-        elif redo or not is_finished(path, photo):
-            jobs.append(Job(row.filename, photo, max_side))
+            outcomes[name] = ("skipped", "unreadable according to the table")
+        elif not name_fits(data_dir, name):
+            outcomes[name] = ("skipped", "too long a name: none is left for its map")
+        elif (redo or not is_finished(path)
+              or not belongs_to(path, photo, tag, origins.get(name))):  # fmt: skip
+            jobs.append(Job(name, photo, max_side, tag=tag))
         elif options.write_png and (redraw or not path.with_suffix(".png").exists()):
-            jobs.append(Job(row.filename, photo, max_side, draw_only=True))
+            jobs.append(Job(name, photo, max_side, draw_only=True))
         else:
-            outcomes[row.filename] = ("unchanged", "")
+            outcomes[name] = ("unchanged", "")
     return jobs, outcomes
 
 
-def read_job(job: Job, options: Options) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """What a job needs of its photo: tensor (1, 3, H, W); small uint8 RGB for the picture."""
+def bring_index_up_to_date(table, data_dir: Path, image_dir: Path) -> None:
+    """Note new inode change times of photos that still hold the bytes of their maps, so that these
+    are compared once only; and forget what later lines have overtaken."""
+    index = depth_index(data_dir)
+    origins = read_origins(index)
+    shorten_journal(index, origins)
+    tags = dict(zip(table.filename, map(known_tag, table.orientation_tag), strict=True))
+    renewed = []
+    for name, origin in origins.items():
+        photo = photo_file(image_dir, name)
+        if name in tags and not is_known(origin, photo):
+            with suppress(OSError):  # gone, or not to be read: the photo's own job will say so
+                again = renew(origin, photo, tags[name])
+                renewed += [(name, again)] if again else []
+    note_origins(index, renewed)
+
+
+def read_job(job: Job, options: Options) -> tuple[np.ndarray | None, Beside]:
+    """What a job needs of its photo: tensor (1, 3, H, W), and what is written beside its map."""
     if job.draw_only and not options.side_by_side:
-        return None, None
+        return None, Beside(None, None)
+    origin = None if job.draw_only else origin_of(job.photo, job.tag)  # before it is decoded
     image = open_upright(job.photo, max_side=job.max_side)
     tensor = None if job.draw_only else preprocess(np.asarray(image), options.input_size)
     if not options.side_by_side:
-        return tensor, None
+        return tensor, Beside(None, origin)
     size = tensor_size(image.height, image.width, options.input_size)
-    return tensor, np.asarray(image.resize(size[::-1], reducing_gap=2))
+    return tensor, Beside(np.asarray(image.resize(size[::-1], reducing_gap=2)), origin)
 
 
 def write_job(
-    job: Job, depth: np.ndarray | Exception | None, small_rgb: np.ndarray | None, data_dir: Path,
-    kind: str, options: Options,
+    job: Job, depth: np.ndarray | Exception | None, beside: Beside, data_dir: Path, kind: str,
+    options: Options,
 ) -> tuple[str, str]:  # fmt: skip
-    """Write the picture, then the map: its presence means that the photo is done."""
+    """Write the picture, the map, and then its origin, without which it is as old as it looks."""
     path, warning = depth_file(data_dir, job.filename), ""
     if isinstance(depth, Exception):
         raise depth
@@ -171,13 +217,15 @@ def write_job(
         depth, warning = repair_depth(depth, kind)
     depth = depth.astype(np.float16)  # the picture shows what the file holds
     if options.write_png:
-        picture = draw_depth(to_inverse(depth, kind), options.legend, small_rgb)
+        picture = draw_depth(to_inverse(depth, kind), options.legend, beside.small_rgb)
         with write_atomically(path.with_suffix(".png")) as file:
             picture.save(file, "PNG", compress_level=4)
     if job.draw_only:
         return "redrawn", ""
     with write_atomically(path) as file:
         np.save(file, depth, allow_pickle=False)
+    if beside.origin is not None:
+        note_origins(depth_index(data_dir), [(job.filename, beside.origin)])
     return "written", warning
 
 
@@ -204,17 +252,17 @@ def read_ahead(
 
 def batch_by_shape(
     reading: Iterable[tuple[Job, Future]], batch_size: int, outcomes: dict[str, tuple[str, str]]
-) -> Iterator[list[tuple[Job, np.ndarray | None, np.ndarray | None]]]:
-    """Gather (job, tensor, small photo) of one shape; photos that failed go to `outcomes`."""
+) -> Iterator[list[tuple[Job, np.ndarray | None, Beside]]]:
+    """Gather (job, tensor, Beside) of one shape; photos that failed go to `outcomes`."""
     gathered: dict[tuple, list] = {}
     for job, future in reading:
         try:
-            tensor, small_rgb = future.result()
+            tensor, beside = future.result()
         except Exception as error:  # one bad photo never ends a run
             outcomes[job.filename] = failure(error)
             continue
         shape = tensor.shape if tensor is not None else ()
-        gathered.setdefault(shape, []).append((job, tensor, small_rgb))
+        gathered.setdefault(shape, []).append((job, tensor, beside))
         if len(gathered[shape]) == batch_size:
             yield gathered.pop(shape)
         elif sum(map(len, gathered.values())) > 4 * batch_size:  # photos of many odd shapes
@@ -254,8 +302,8 @@ def run_jobs(
                 start = time.perf_counter()
                 depths = measure_batch(network, [tensor for _, tensor, _ in batch], precision)
                 network_s += time.perf_counter() - start
-            for (job, _, small_rgb), depth in zip(batch, depths, strict=True):
-                task = (write_job, job, depth, small_rgb, data_dir, kind, options)
+            for (job, _, beside), depth in zip(batch, depths, strict=True):
+                task = (write_job, job, depth, beside, data_dir, kind, options)
                 writing.append((job, writers.submit(*task)))
     return outcomes, network_s
 
@@ -328,10 +376,11 @@ def generate_depth_maps(
     table, data_dir = read_table(data_dir, image_dir), Path(data_dir)
     image_dir = Path(image_dir) if image_dir else data_dir / "images"
     if rank > 0:
-        meet(world)  # rank 0 alone downloads and sweeps
+        meet(world)  # rank 0 alone downloads, sweeps and compares bytes
     sha256 = file_sha256(find_weights(depth_model, checkpoint_dir, print))
     if rank == 0:
         sweep_temporaries(data_dir / "depths")
+        bring_index_up_to_date(table, data_dir, image_dir)
         meet(world)
     options = Options(sha256, input_size, fast_decode, side_by_side, legend, write_png)
     old = read_depth_model(data_dir)

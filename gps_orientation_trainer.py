@@ -14,11 +14,11 @@ import argparse
 import itertools
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 import density
@@ -26,7 +26,7 @@ from density import file_sha256, next_command
 from geophoto import checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
-from geophoto.devices import Precision, processes, rank, together
+from geophoto.devices import Precision, from_first, processes, rank, together, wait_for_all
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
 from geophoto.targets import HEADS
@@ -91,8 +91,7 @@ def train_models(
             (checkpoint_dir / f"last_{name}.pth").unlink(missing_ok=True)
         if rank() == 0:
             density.ready_to_write(checkpoint_dir, data_dir / "cache")
-        if processes() > 1:
-            torch.distributed.barrier()  # none may find what another has just removed
+        wait_for_all()  # none may find what another has just removed
         checkpoint = train(photos, name, network, paths, precision, options, identity)
         scores[name] = checkpoint["metrics"]["score"]
         content = {
@@ -119,11 +118,12 @@ def choose_photos(
 ) -> tuple[Photos, dict[str, str]]:
     """The photos to train on, told in numbers, and the names of those without a depth map."""
     photos, left_out = read_photos(data_dir, image_dir)
+    photos = from_first(lambda: features.with_contents(photos, data_dir, bar))
     unmapped: dict[str, str] = {}
     if with_depth:
         options["depth_model"] = read_depth_model(data_dir)
         photos, unmapped = leave_unmapped_out(photos, data_dir, options["depth_model"], image_dir)
-        left_out["no depth map"] = len(unmapped)
+        left_out |= Counter(unmapped.values())
     describe_photos(photos, left_out)
     name_left_out(unmapped)
     return photos, unmapped
@@ -134,7 +134,7 @@ def leave_unmapped_out(
 ) -> tuple[Photos, dict[str, str]]:
     """The photos that have a depth map, and the names of the others with reasons; the run ends
     where they are most of them."""
-    unmapped = without_map(photos.names, data_dir)
+    unmapped = without_map(photos, data_dir)
     command = next_command("depth_map_generator", data_dir, image_dir).removeprefix("next: ")
     if not unmapped and len(photos) and "sha256" not in about:
         density.stop(f"no readable depth_model.json says what made the depth maps: run {command}")

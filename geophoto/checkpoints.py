@@ -145,7 +145,8 @@ def run_identity(photos: Photos, table_sha256: str, name: str, backbone: str, op
     """What must be equal for results to be reused; fine-tuning may go on for more epochs."""
     changing = ("epochs", *UNIMPORTANT) if options["mode"] == "finetune" else ()
     settings = {k: v for k, v in options.items() if k not in changing}
-    content = [table_sha256, photos.names, name, backbone, settings, FORMAT]
+    states = [photos.sha256.tolist(), photos.tag.tolist()]
+    content = [table_sha256, photos.names, states, name, backbone, settings, FORMAT]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from density import write_atomically
 from geophoto.depth_network import resize_depth, to_inverse
+from geophoto.origins import Origin, file_stamp, read_origins, renew
 from geophoto.pictures import open_upright, photo_file
 
 LARGEST_FLOAT16 = 65504.0
@@ -79,16 +80,43 @@ def name_fits(data_dir: Path, filename: str) -> bool:
     return True
 
 
-def without_map(names: list[str], data_dir: Path) -> dict[str, str]:
-    """Those of the photos that have no depth map, each with the reason."""
-    return {n: "no depth map" for n in names if not os.path.isfile(depth_file(data_dir, n))}
+def depth_index(data_dir: str | Path) -> Path:
+    """The journal that says from which state of its photo each map was made, data_dir/
+    depth_index.jsonl; beside depths/, whose files are maps alone."""
+    return Path(data_dir) / "depth_index.jsonl"
 
 
-def is_finished(path: Path, photo: Path) -> bool:
-    """Whether a whole map lies at `path` that is not older than its photo."""
+def belongs_to(path: Path, photo: Path, tag: int, origin: Origin | None, sha256: str = "") -> bool:
+    """Whether the map at `path` was made from this photo as it is and is turned now.
+
+    Without an origin (a map of an earlier version) it must be as new as the photo and its inode.
+    """
     try:
-        if path.stat().st_mtime_ns < photo.stat().st_mtime_ns:
-            return False
+        if origin is not None:
+            return renew(origin, photo, tag, sha256) is not None
+        _, mtime_ns, ctime_ns = file_stamp(photo)
+        return path.stat().st_mtime_ns >= max(mtime_ns, ctime_ns)
+    except OSError:
+        return False
+
+
+def without_map(photos, data_dir: Path) -> dict[str, str]:
+    """Those of the Photos that have no depth map, or only one of another picture, each with the
+    reason."""
+    origins, missing = read_origins(depth_index(data_dir)), {}
+    columns = photos.names, photos.files, photos.tag, photos.sha256
+    for name, file, tag, sha256 in zip(*columns, strict=True):
+        path = depth_file(data_dir, name)
+        if not os.path.isfile(path):
+            missing[name] = "no depth map"
+        elif not belongs_to(path, file, int(tag), origins.get(name), sha256):
+            missing[name] = "its depth map was made before the photo was changed"
+    return missing
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a whole map lies at `path`."""
+    try:
         depth = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return False

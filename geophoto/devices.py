@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
 import density
+
+T = TypeVar("T")
 
 
 class Precision:
@@ -57,6 +60,20 @@ def add_up(values: torch.Tensor, device) -> torch.Tensor:
     there = values.to(device)
     torch.distributed.all_reduce(there)
     return there.to(values.device)
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come this far."""
+    if processes() > 1:
+        torch.distributed.barrier()
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What the first process worked out, given to all."""
+    found = [work() if rank() == 0 else None]
+    if processes() > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
 
 
 @contextlib.contextmanager

@@ -31,10 +31,11 @@ from geophoto.network import (
     rgb_features,
 )
 from geophoto.orientations import ORIENTATION_CLASSES, store_as
+from geophoto.origins import known_sha256
 from geophoto.photos import LEAST_PHOTOS, Photos
 from geophoto.pictures import open_upright
 
-FEATURES = 4  # version of the cached features; raised when the same photo gives others
+FEATURES = 5  # version of the cached features; raised when the same photo gives others
 CACHE_ROWS = 32  # photos whose features are written to disk together
 
 # ---------------------------------------------------------------- weights
@@ -246,8 +247,16 @@ def rgb_width(network: GPSPredictionNet) -> int:
     return sum(network.heads.blocks[: SCALES * (1 + len(level_widths(network.rgb_branch)))])
 
 
-def file_key(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
+def contents_file(data_dir: Path) -> Path:
+    """The journal of the bytes of photos and depth maps, data_dir/cache/contents.jsonl."""
+    return data_dir / "cache" / "contents.jsonl"
+
+
+def with_contents(photos: Photos, data_dir: Path, bar: Callable) -> Photos:
+    """The photos with the sha256 of their files, which are read only where they are new: what they
+    become does not depend on their names and times."""
+    found = known_sha256(contents_file(data_dir), photos.names, photos.files, bar)
+    return dataclasses.replace(photos, sha256=np.array(found, object))
 
 
 def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar):
@@ -263,12 +272,13 @@ def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar)
     def load(i: int) -> dict[str, torch.Tensor]:
         return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
 
-    keys = [(name, *file_key(file)) for name, file in zip(photos.names, photos.files, strict=True)]
+    keys = list(zip(photos.sha256.tolist(), photos.tag.tolist(), strict=True))
     return fill_cache(cache, keys, load, features, precision, bar, "RGB features")
 
 
 def cached_depth(network, photos: Photos, folder: Path, size: int, precision, data_dir: Path, bar):
-    """The same for depth maps: pooled features (2C)."""
+    """The same for depth maps: pooled features (2C). A map made from another state of its photo is
+    no map of it, see depth_maps.without_map."""
     backbone = network.depth_branch
     cache = FeatureCache(folder, 2 * backbone.num_features)
     maps = [depth_file(data_dir, name) for name in photos.names]
@@ -279,17 +289,26 @@ def cached_depth(network, photos: Photos, folder: Path, size: int, precision, da
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return depth_features(backbone, inputs["depth"])
 
-    keys = [(name, *file_key(file)) for name, file in zip(photos.names, maps, strict=True)]
+    names = [f"depths/{name}.npy" for name in photos.names]
+    keys = [(sha256,) for sha256 in known_sha256(contents_file(data_dir), names, maps, bar)]
     return fill_cache(cache, keys, load, features, precision, bar, "depth features")
 
 
 def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable, title: str):
-    """Compute what the cache lacks; returns the features and the failed photos with reasons."""
-    missing = [i for i, key in enumerate(keys) if key not in cache.row_of]
-    failed: dict[int, str] = {}
+    """Compute what the cache lacks; returns the features and the failed photos with reasons.
+
+    A key begins with the sha256 of what the features are made of: equal files share a row. It is
+    "" for a file that could not be read."""
+    first: dict[tuple, int] = {}
+    for i, key in enumerate(keys):
+        if key not in cache.row_of:
+            first.setdefault(key, i)
+    missing, failed = list(first.values()), dict[int, str]()
 
     def try_load(i: int):
         try:
+            if not keys[i][0]:
+                raise OSError("the file cannot be read")
             return i, load(i)
         except (OSError, ValueError, SyntaxError, MemoryError) as error:
             return i, f"{type(error).__name__}: {error}"
@@ -311,6 +330,7 @@ def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable,
                 rows, done = [], []
     if rows:
         cache.append(done, np.stack(rows))
+    failed |= {i: failed[first[k]] for i, k in enumerate(keys) if k not in cache.row_of}
     return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
 
 
@@ -351,6 +371,8 @@ def frozen_features(
 ) -> tuple[FrozenData, dict[str, str]]:  # fmt: skip
     """Features of all photos that can be read, from the cache or made now, and the names of the
     others with reasons. `bar` wraps an iterable as tqdm does."""
+    if not photos.sha256.any():
+        photos = with_contents(photos, data_dir, bar)
     network.to(precision.device, memory_format=torch.channels_last).eval()
     backbone, size = network.config["backbone"], options["image_size"]
     name = f"{backbone}-{options['weights']}-{size}-v{FEATURES}"

@@ -23,11 +23,12 @@ import density
 from density import silent
 from geophoto.baselines import trivial_answers, validation_figures
 from geophoto.densities import as_plain, fit_densities, gallery_of
-from geophoto.depth_maps import depth_file, load_depth_map
+from geophoto.depth_maps import belongs_to, depth_file, depth_index, load_depth_map
 from geophoto.devices import Precision, processes, rank
 from geophoto.features import depth_input, picture_pixels, pixel_inputs
 from geophoto.network import GPSPredictionNet, predict_batch
 from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.origins import file_stamp, read_origins
 from geophoto.photos import Photos
 from geophoto.pictures import open_upright
 from geophoto.targets import Normalisation, targets_of
@@ -71,8 +72,9 @@ def pixel_cache(
     folder.mkdir(parents=True, exist_ok=True)
     room = min(limit_gb, 0.9 * shutil.disk_usage(folder).free / 1e9)
     if needed <= room:
-        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in photos.files]
-        key = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
+        states = [(str(file), *file_stamp(file)) for file in photos.files]
+        about = [states, photos.tag.tolist()]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         current = folder / f"pixels-{size}-{key}"
         for other in folder.glob("pixels-*"):  # of photos or a size no longer asked for
             if other != current:
@@ -93,9 +95,10 @@ class PhotoSet(torch.utils.data.Dataset):
         self, photos: Photos, size: int, network, data_dir: Path | None, cache=None, say=silent
     ) -> None:
         self.photos, self.size, self.data_dir, self.cache = photos, size, data_dir, cache
-        self.say = say
+        self.say, self.named = say, set[int]()
         self.backbone = network.rgb_branch
         self.epoch: int | None = None
+        self.origins = read_origins(depth_index(data_dir)) if data_dir is not None else {}
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -104,16 +107,24 @@ class PhotoSet(torch.utils.data.Dataset):
         photo = open_upright(self.photos.files[row], max_side=2 * self.size)
         return picture_pixels(photo, self.size)
 
+    def depth_map(self, row: int) -> np.ndarray:
+        name, file = self.photos.names[row], self.photos.files[row]
+        path, tag = depth_file(self.data_dir, name), int(self.photos.tag[row])
+        if path.is_file() and not belongs_to(path, file, tag, self.origins.get(name)):
+            raise ValueError("its depth map was made before the photo was changed")
+        return load_depth_map(path)
+
     def __getitem__(self, row: int):
         try:
             read = functools.partial(self.decode, row)
             pixels = self.cache.pixels(row, read) if self.cache else read()
             inputs = pixel_inputs(*pixels, self.backbone)
             if self.data_dir is not None:
-                path = depth_file(self.data_dir, self.photos.names[row])
-                inputs["depth"] = depth_input(load_depth_map(path), self.size)
+                inputs["depth"] = depth_input(self.depth_map(row), self.size)
         except (OSError, ValueError, SyntaxError) as error:
-            self.say(f"left out: {self.photos.names[row]}: {error}")
+            if row not in self.named:
+                self.say(f"left out: {self.photos.names[row]}: {error}")
+                self.named.add(row)
             return None
         if self.epoch is None:
             return inputs, row, -1

@@ -29,6 +29,12 @@ ORIENTATIONS = {
 ORIENTATION_TAG = {name: tag for tag, (_, _, name) in ORIENTATIONS.items() if name}
 ORIENTATION_CLASSES = tuple(ORIENTATION_TAG)  # the class index of the model is the place in here
 
+
+def known_tag(value: float) -> int:
+    """The orientation tag of a table cell, 0 where it holds none."""
+    return int(value) if value in ORIENTATIONS else 0
+
+
 # ---------------------------------------------------------------- pixels
 
 

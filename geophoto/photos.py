@@ -16,7 +16,7 @@ import numpy as np
 
 import density
 from geophoto.clocks import is_doubtful
-from geophoto.orientations import ORIENTATION_CLASSES
+from geophoto.orientations import ORIENTATION_CLASSES, known_tag
 from geophoto.pictures import photo_file
 from geophoto.positions import ALTITUDES
 from geophoto.table import read_table
@@ -44,6 +44,14 @@ class Photos:
     seconds: np.ndarray  # instant in seconds, UTC where known, for bursts
     camera: np.ndarray
     files: list[Path]
+    tag: np.ndarray = None  # EXIF orientation, 0 = none: which way pixels are turned upright
+    sha256: np.ndarray = None  # of the files, "" = not known
+
+    def __post_init__(self) -> None:
+        if self.tag is None:
+            self.tag = np.zeros(len(self.names), int)
+        if self.sha256 is None:
+            self.sha256 = np.full(len(self.names), "", object)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -94,6 +102,7 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
             str
         ),
         files=files,
+        tag=np.array([known_tag(value) for value in table["orientation_tag"]], int),
     )
 
 

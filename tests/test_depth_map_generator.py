@@ -1,6 +1,7 @@
 """The depth stage: outputs, resuming, processes."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -25,7 +26,9 @@ from rule_weights import (
 import density
 import depth_map_generator
 import exif_extractor
-from geophoto import depth_maps, depth_network, depth_weights, pictures
+from geophoto import depth_maps, depth_network, depth_weights, origins, pictures
+from geophoto.photos import photos_of
+from geophoto.table import read_table
 
 # ---------------------------------------------------------------- weights made by a rule
 
@@ -222,6 +225,120 @@ def test_a_full_disk_ends_the_run_and_other_errors_do_not(
         assert "5 failed, 1 skipped" in capsys.readouterr().out
 
 
+# ---------------------------------------------------------------- a map and its photo
+
+
+def run_depth(data: Path, weights: Path, capsys, *more: str) -> str:
+    capsys.readouterr()
+    assert depth_map_generator.main(arguments(data, weights, *more)) == 0
+    return capsys.readouterr().out
+
+
+def read_again(data: Path) -> None:
+    """The extractor's next run, whatever it takes for a change."""
+    assert exif_extractor.main(["--data-dir", str(data), "--overwrite"]) in (0, 1)
+
+
+def with_tag(pixels: Image.Image, file: Path, tag: int, size: int = 0) -> None:
+    """Save a JPEG that carries an orientation tag, filled up to `size` bytes."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    pixels.save(file, "JPEG", quality=95, exif=exif)
+    with open(file, "ab") as end:
+        end.write(bytes(max(size - file.stat().st_size, 0)))
+
+
+@pytest.mark.parametrize("change", ["edited", "replaced", "turned", "older"])
+@pytest.mark.parametrize("table", ["read again", "as before"])
+def test_a_photo_that_changed_gets_a_new_map(collection, tiny_pth, capsys, change, table):
+    """Size and mtime stay, as after an edit with `exiftool -P` or `cp -p`; not so for "older"."""
+    file = collection / "images" / "photo_1.jpg"
+    with_tag(draw_photo(1), file, 1, 30_000)
+    read_again(collection)
+    run_depth(collection, tiny_pth, capsys)
+    path, about = depth_maps.depth_file(collection, "photo_1.jpg"), file.stat()
+    before = path.read_bytes()
+    if change == "edited":
+        with_tag(draw_photo(77), file, 1, 30_000)
+    elif change == "replaced":
+        with_tag(draw_photo(78), file.with_name("other"), 1, 30_000)
+        os.utime(file.with_name("other"), ns=(about.st_atime_ns, about.st_mtime_ns))
+        os.replace(file.with_name("other"), file)
+    elif change == "turned":
+        with_tag(draw_photo(1), file, 6, 30_000)
+    else:
+        draw_photo(79).save(file)
+        os.utime(file, (1e9, 1e9))
+    if change in ("edited", "turned"):
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    if change != "older":
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (30_000, about.st_mtime_ns)
+    if table == "read again":
+        read_again(collection)
+    assert "4 unchanged, 1 written" in run_depth(collection, tiny_pth, capsys)
+    assert path.read_bytes() != before
+    height, width = (84, 56) if change == "turned" else (56, 84)
+    assert np.load(path).shape == (height, width)
+    if table == "read again":  # else it is redone once more when the table tells of the turn
+        assert "5 unchanged" in run_depth(collection, tiny_pth, capsys)
+
+
+@pytest.mark.parametrize("change", ["chmod", "hard link", "copied tree", "moved tree"])
+def test_the_same_photo_keeps_its_map(collection, tiny_pth, capsys, monkeypatch, change):
+    run_depth(collection, tiny_pth, capsys)
+    before = tree(collection)
+    data, photo = collection, collection / "images" / "photo_1.jpg"
+    if change == "chmod":
+        photo.chmod(0o600)
+    elif change == "hard link":
+        os.link(photo, collection / "elsewhere")
+    elif change == "copied tree":
+        data = shutil.copytree(collection, collection.with_name("copy"))
+    else:
+        data = collection.rename(collection.with_name("moved"))
+    assert "5 unchanged" in run_depth(data, tiny_pth, capsys)
+    monkeypatch.setattr(origins, "file_sha256", pytest.fail)  # compared once, never again
+    assert "5 unchanged" in run_depth(data, tiny_pth, capsys)
+    assert tree(data) == before
+
+
+def test_a_photo_from_the_future_is_done_once(collection, tiny_pth, capsys):
+    os.utime(collection / "images" / "photo_0.jpg", (4e9, 4e9))
+    assert "5 written" in run_depth(collection, tiny_pth, capsys)
+    assert "5 unchanged" in run_depth(collection, tiny_pth, capsys)
+
+
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "foreign"])
+def test_maps_without_origin_count_when_newer_than_their_photos(
+    collection, tiny_pth, capsys, damage
+):
+    """An earlier version left none, and a kill between a map and its line leaves none."""
+    run_depth(collection, tiny_pth, capsys)
+    index = depth_maps.depth_index(collection)
+    if damage == "gone":
+        index.unlink()
+    else:
+        whole = index.read_bytes()
+        index.write_bytes({"empty": b"", "cut": whole[:-5], "foreign": b"[1]\nx\n"}[damage])
+    assert "5 unchanged" in run_depth(collection, tiny_pth, capsys)
+    last = json.loads(whole.split(b"\n")[-1])[0] if damage == "cut" else "photo_2.jpg"
+    file = collection / "images" / last
+    time.sleep(0.02)  # the clock of inodes ticks every few milliseconds
+    file.chmod(0o600)  # nothing says any more that this is no edit
+    assert "4 unchanged, 1 written" in run_depth(collection, tiny_pth, capsys)
+    assert "5 unchanged" in run_depth(collection, tiny_pth, capsys)
+
+
+def test_the_index_stays_small(collection, tiny_pth, capsys):
+    run_depth(collection, tiny_pth, capsys)
+    index = depth_maps.depth_index(collection)
+    index.write_bytes(index.read_bytes() * 400)
+    assert "5 unchanged" in run_depth(collection, tiny_pth, capsys)
+    assert index.read_bytes().count(b"\n") == 5
+
+
+# ---------------------------------------------------------------- what the disk refuses
+
 LONG = ("x" * 247 + ".jpg", "x" * 248 + ".jpg", "y" * 250 + ".png", "山" * 83 + ".png",
         "🏔" * 62 + ".jpg")  # fmt: skip
 
@@ -237,7 +354,9 @@ def test_names_too_long_for_a_map_are_skipped_by_name(collection, tiny_pth, caps
     for name in LONG[1:]:
         assert len(name.encode()) > 251 and f"skipped: {name}: too long a name" in out
     assert depth_maps.depth_file(collection, LONG[0]).is_file()
-    assert list(depth_maps.without_map(list(LONG), collection)) == list(LONG[1:])
+    every = photos_of(read_table(collection), collection / "images")
+    missing = depth_maps.without_map(every, collection)
+    assert sorted(missing) == sorted(["broken.jpg", *LONG[1:]])
     assert depth_map_generator.main(arguments(collection, tiny_pth, "--contact-sheet")) == 0
 
 
@@ -407,6 +526,14 @@ def test_two_processes_make_the_same_tree_as_one(tmp_path, tiny_pth):
     assert process.returncode == 0, error
     assert "12 photos in the table: 12 written" in out
     assert tree(one) == tree(two)
+    ours, theirs = (origins.read_origins(depth_maps.depth_index(data)) for data in (one, two))
+    assert {n: o.sha256 for n, o in ours.items()} == {n: o.sha256 for n, o in theirs.items()}
+    for file in sorted((two / "images").iterdir())[:5]:
+        file.chmod(0o600)
+    with_tag(draw_photo(99), two / "images" / "photo_003.png", 1)
+    process = start(two, tiny_pth, launcher)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == 0 and "11 unchanged, 1 written" in out, error
 
 
 @pytest.mark.slow

@@ -272,7 +272,14 @@ def test_labels_that_are_missing_leave_their_head_out(photo_set, tmp_path):
     rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
     for row in rows:
         row |= dict.fromkeys(
-            ("datetime", "datetime_utc", "gps_altitude", "orientation", "orientation_tag")
+            (
+                "datetime",
+                "datetime_utc",
+                "datetime_at_place",
+                "gps_altitude",
+                "orientation",
+                "orientation_tag",
+            )
         )
     (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
     arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "4")
@@ -366,6 +373,18 @@ def test_finetuned_models_name_the_test_photos_that_are_spoiled(finetuned, tmp_p
     code, printed = evaluate_quickly(data, finetuned[1], tmp_path / "out")
     assert code == 0 and f"left out: {test[0]}: " in printed, printed
     assert metrics_of(tmp_path / "out")["rgb"]["gps"]["n"] == len(test) - 1
+
+
+def test_finetuned_models_do_not_read_a_map_of_another_picture(finetuned, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(finetuned[0], data)
+    split = read_checkpoint(finetuned[1] / "best_gps_model_depth.pth")["split"]
+    test = [n for n, part in zip(split["names"], split["part"], strict=True) if part == "test"]
+    os.utime(data / "images" / test[1], (1e9, 1e9))
+    code, printed = evaluate_quickly(data, finetuned[1], tmp_path / "out")
+    assert code == 0 and f"left out: {test[1]}: its depth map was made before" in printed, printed
+    metrics = metrics_of(tmp_path / "out")
+    assert metrics["rgb"]["gps"]["n"] == metrics["depth"]["gps"]["n"] + 1 == len(test)
 
 
 def test_finetuned_models_without_one_readable_test_photo_say_so(finetuned, tmp_path):

@@ -1,20 +1,28 @@
 """Weights, pictures as inputs, and the feature cache."""
 
+import functools
+import json
 import os
+import shutil
 import time
 import urllib.error
 
 import numpy as np
+import piexif
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, make_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tqdm import tqdm
 
 from geophoto import features
+from geophoto.depth_maps import depth_file
+from geophoto.devices import Precision
 from geophoto.network import GPSPredictionNet, create_backbone, depth_features
 from geophoto.orientations import ORIENTATION_CLASSES, store_as, turn_upright
+from geophoto.photos import read_photos
 
 # ---------------------------------------------------------------- pretrained weights
 
@@ -168,6 +176,112 @@ def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut,
 def test_cache_forgets_a_photo_that_changed(tmp_path):
     file = tmp_path / "a.jpg"
     file.write_bytes(b"one")
-    before = features.file_key(file)
+    photos = make_photos(1, names=["a.jpg"], files=[file])
+    before = features.with_contents(photos, tmp_path, tqdm).sha256
     file.write_bytes(b"two and more")
-    assert features.file_key(file) != before
+    assert features.with_contents(photos, tmp_path, tqdm).sha256 != before
+
+
+@pytest.fixture
+def small_data(photo_set, tmp_path):
+    """A dozen photos whose features are cached, and a function that asks for them again."""
+    data = tmp_path / "data"
+    shutil.copytree(photo_set.data, data)
+    network = GPSPredictionNet("test_resnet", True)
+    precision = Precision("fp32", "cpu")
+    options = {"image_size": 64, "weights": "w", "depth_model": {"sha256": "d" * 8}}
+
+    def ask(inputs: str = "depth") -> list[str]:
+        """Names of the photos and maps of which features had to be made, in any order."""
+        photos, _ = read_photos(data, data / "images")
+        photos = photos.take(np.arange(12))
+        made = []
+        bar = functools.partial(listen, photos, made)
+        found, failed = features.frozen_features(
+            photos, inputs, network, data, precision, options, bar
+        )
+        assert not failed and found.photos.names == photos.names
+        return sorted(made)
+
+    def listen(photos, made, items, desc, **about):
+        for item in items:
+            if desc.endswith("features"):
+                made.append(f"{desc.split()[0]} {photos.names[item[0]]}")
+            yield item
+
+    return data, ask
+
+
+@pytest.mark.parametrize("change", ["edited", "turned", "swapped", "touched"])
+def test_features_follow_the_bytes_of_their_photos(small_data, change):
+    data, ask = small_data
+    names = sorted({line.split(" ", 1)[1] for line in ask()})
+    assert len(names) == 12 and not ask()
+    one, two = (data / "images" / names[n] for n in (0, 2))  # equally turned
+    about = one.stat()
+    if change == "edited":
+        whole = bytearray(one.read_bytes())
+        whole[-200] ^= 1
+        one.write_bytes(whole)
+    elif change == "turned":
+        exif = piexif.load(str(one))
+        exif["0th"][piexif.ImageIFD.Orientation] = 8 - exif["0th"][piexif.ImageIFD.Orientation] % 8
+        piexif.insert(piexif.dump(exif), str(one))
+    elif change == "swapped":
+        one.rename(one.with_name("x"))
+        two.rename(one)
+        one.with_name("x").rename(two)
+    else:
+        os.utime(one, (1e9, 1e9))
+    if change in ("edited", "turned"):
+        os.utime(one, ns=(about.st_atime_ns, about.st_mtime_ns))
+    made = ask("rgb")
+    assert made == ([f"RGB {names[0]}"] if change in ("edited", "turned") else [])
+    assert not ask("rgb")
+
+
+def test_features_of_another_turn_are_others(small_data):
+    """The table tells how pixels are turned; a later version may read another tag."""
+    data, ask = small_data
+    names = sorted({line.split(" ", 1)[1] for line in ask("rgb")})
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    for row in rows:
+        if row["filename"] == names[2]:
+            row["orientation_tag"] = 8 if row["orientation_tag"] != 8 else 1
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert ask("rgb") == [f"RGB {names[2]}"]
+
+
+def test_features_of_a_new_map_are_new(small_data):
+    data, ask = small_data
+    names = sorted({line.split(" ", 1)[1] for line in ask()})
+    path = depth_file(data, names[5])
+    about, depth = path.stat(), np.load(path)
+    np.save(path, np.tri(*depth.shape, dtype=np.float16))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert path.stat().st_size == about.st_size
+    assert ask() == [f"depth {names[5]}"] and not ask()
+
+
+def test_equal_photos_share_their_features_and_their_failure(small_data):
+    data, ask = small_data
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    first = rows[0]["filename"]
+    for row in rows[1:4]:
+        shutil.copy(data / "images" / first, data / "images" / row["filename"])
+        row["orientation_tag"] = rows[0]["orientation_tag"]
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert len([line for line in ask("rgb") if line.startswith("RGB")]) < 12
+    cache = features.FeatureCache(data / "x", 3)
+    keys = [("a", 1), ("b", 1), ("b", 1), ("", 1), ("", 1)]
+
+    def load(i: int):
+        if i == 1:
+            raise ValueError("no picture")
+        return {"x": torch.ones(3)}
+
+    _, failed = features.fill_cache(
+        cache, keys, load, lambda inputs: inputs["x"], Precision("fp32", "cpu"), tqdm, "x"
+    )
+    assert sorted(failed) == [1, 2, 3, 4] and cache.count == 1
+    assert failed[1] == failed[2] and "cannot be read" in failed[3]

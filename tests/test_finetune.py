@@ -1,6 +1,7 @@
 """Fine-tuning end to end."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -66,6 +67,24 @@ def test_cached_pixels_are_the_decoded_ones_and_need_no_photo(photo_set, tmp_pat
     assert (pickle.loads(pickle.dumps(cache)).whole[3] == cache.whole[3]).all()
     finetune.pixel_cache(photos, 32, tmp_path / "cache", 1.0)
     assert len(list((tmp_path / "cache").glob("pixels-*"))) == 1  # that of the other size is gone
+
+
+@pytest.mark.parametrize("change", ["edited", "turned", "touched", "grown"])
+def test_cached_pixels_are_those_of_the_photos_as_they_are(photo_set, tmp_path, change):
+    data = copy_data(photo_set, tmp_path)
+    photos, _ = read_photos(data, data / "images")
+    first = finetune.pixel_cache(photos, 64, tmp_path / "cache", 1.0).about
+    assert finetune.pixel_cache(photos, 64, tmp_path / "cache", 1.0).about == first
+    file = photos.files[2]
+    about, whole = file.stat(), file.read_bytes()
+    if change == "turned":
+        photos.tag[2] = 9 - photos.tag[2]
+    elif change == "touched":
+        os.utime(file, (1e9, 1e9))
+    else:
+        file.write_bytes(whole[::-1] if change == "edited" else whole + b"!")
+        os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert finetune.pixel_cache(photos, 64, tmp_path / "cache", 1.0).about != first
 
 
 def test_too_small_a_cache_is_said(photo_set, capsys):

@@ -156,9 +156,10 @@ def test_overwrite_trains_again_with_the_same_result(finished, monkeypatch):
 
 SLOW_FEATURES = """
 import sys, time
+import torch
 import gps_orientation_trainer as trainer
 from geophoto import features
-trainer.torch.set_num_threads(1)
+torch.set_num_threads(1)
 features.CACHE_ROWS = 4
 original, seen = features.cached_rgb.__globals__["picture_inputs"], []
 def slow(*arguments):
@@ -172,9 +173,10 @@ trainer.main(sys.argv[1:])
 """
 SLOW_FOLDS = """
 import inspect, sys, time
+import torch
 import gps_orientation_trainer as trainer
 from geophoto import frozen
-trainer.torch.set_num_threads(1)
+torch.set_num_threads(1)
 original = frozen.train_fold
 place = list(inspect.signature(original).parameters).index("fold")
 def slow(*arguments):
@@ -350,6 +352,50 @@ def test_training_stops_when_most_maps_are_missing(photo_set, tmp_path, missing,
     kept, unmapped = trainer.leave_unmapped_out(photos, data, about, data / "images")
     assert len(unmapped) == missing and kept.names == photos.names[missing:]
     assert list(unmapped) == photos.names[:missing]
+
+
+def edit_keeping_size_and_time(file) -> None:
+    about, whole = file.stat(), bytearray(file.read_bytes())
+    whole[-200] ^= 1
+    file.write_bytes(whole)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def test_a_map_of_another_picture_is_left_out_by_name(photo_set, tmp_path):
+    """Photos edited, touched, turned or restored since the depth stage; chmod is no edit."""
+    data, files = small_set(photo_set, tmp_path, 16)
+    names = [file.relative_to(data / "depths").as_posix().removesuffix(".npy") for file in files]
+    edit_keeping_size_and_time(data / "images" / names[0])
+    os.utime(data / "images" / names[1], (1e9, 1e9))
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    for row in rows:
+        row["orientation_tag"] = 3 if row["filename"] == names[2] else row["orientation_tag"]
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    shutil.copy(data / "images" / names[4], data / "images" / names[3])
+    (data / "images" / names[5]).chmod(0o600)
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", "depth", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0, printed
+    for name in names[:4]:
+        assert f"left out: {name}: its depth map was made before the photo" in printed
+    assert "12 photos: " in printed and "before the photo was changed: 4" in printed
+
+
+@pytest.mark.parametrize("mode", ["frozen", "finetune"])
+def test_a_model_of_other_pictures_is_not_up_to_date(photo_set, tmp_path, mode):
+    """The table says the same of a photo whose pixels alone were edited."""
+    data, files = small_set(photo_set, tmp_path, 24)
+    more = ["--mode", mode, "--inputs", "rgb", "--epochs", "1", "--image-size", "64"]
+    arguments = training_arguments(data, tmp_path / "c", *more)
+    assert quietly(trainer.main, *arguments)[0] == 0
+    assert "is up to date" in quietly(trainer.main, *arguments)[1]
+    photo = data / "images" / files[3].relative_to(data / "depths").as_posix().removesuffix(".npy")
+    photo.chmod(0o600)
+    assert "is up to date" in quietly(trainer.main, *arguments)[1]
+    edit_keeping_size_and_time(photo)
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0 and "is up to date" not in printed
+    assert "belongs to other photos or settings" in printed
 
 
 def test_many_photos_left_out_are_not_all_printed(capsys):
