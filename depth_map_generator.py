@@ -32,7 +32,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -215,7 +215,7 @@ def write_job(
         depth = np.load(path, allow_pickle=False)
     else:
         depth, warning = repair_depth(depth, kind)
-    depth = depth.astype(np.float16)  # the picture shows what the file holds
+    depth = np.asarray(depth).astype(np.float16)  # the picture shows what the file holds
     if options.write_png:
         picture = draw_depth(to_inverse(depth, kind), options.legend, beside.small_rgb)
         with write_atomically(path.with_suffix(".png")) as file:
@@ -229,7 +229,7 @@ def write_job(
     return "written", warning
 
 
-def failure(error: Exception) -> tuple[str, str]:
+def failure(error: BaseException) -> tuple[str, str]:
     """The outcome of a photo that met `error`; a full disk ends the run."""
     full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
     if isinstance(error, OSError) and error.errno in full:
@@ -241,9 +241,10 @@ def read_ahead(
     pool: ThreadPoolExecutor, jobs: Iterable[Job], ahead: int, options: Options
 ) -> Iterator[tuple[Job, Future]]:
     """Jobs with the future of what they need, in order, so many of them being read ahead."""
-    waiting, jobs = deque(), iter(jobs)
+    waiting: deque[tuple[Job, Future]] = deque()
+    coming = iter(jobs)
     while True:
-        for job in itertools.islice(jobs, ahead - len(waiting)):
+        for job in itertools.islice(coming, ahead - len(waiting)):
             waiting.append((job, pool.submit(read_job, job, options)))
         if not waiting:
             return
@@ -280,7 +281,9 @@ def run_jobs(
     """
     from tqdm import tqdm
 
-    outcomes, writing, network_s = {}, deque(), 0.0
+    outcomes: dict[str, tuple[str, str]] = {}
+    writing: deque[tuple[Job, Future]] = deque()
+    network_s = 0.0
     quiet = int(os.environ.get("RANK", 0)) > 0
     with (
         ThreadPoolExecutor(workers) as readers,
@@ -297,14 +300,15 @@ def run_jobs(
             progress.update(len(outcomes) - progress.n)
             if not batch:
                 break
-            depths = [None] * len(batch)
-            if batch[0][1] is not None:
+            depths: list[np.ndarray | Exception | None] = [None] * len(batch)
+            tensors = [tensor for _, tensor, _ in batch if tensor is not None]
+            if tensors:
                 start = time.perf_counter()
-                depths = measure_batch(network, [tensor for _, tensor, _ in batch], precision)
+                depths = list(measure_batch(network, tensors, precision))
                 network_s += time.perf_counter() - start
             for (job, _, beside), depth in zip(batch, depths, strict=True):
-                task = (write_job, job, depth, beside, data_dir, kind, options)
-                writing.append((job, writers.submit(*task)))
+                task = writers.submit(write_job, job, depth, beside, data_dir, kind, options)
+                writing.append((job, task))
     return outcomes, network_s
 
 
@@ -353,7 +357,7 @@ def gather_outcomes(outcomes: dict, rank: int, world: int) -> dict[str, tuple[st
         return outcomes
     import torch.distributed
 
-    gathered = [None] * world if rank == 0 else None
+    gathered: list[Any] | None = [None] * world if rank == 0 else None
     try:
         torch.distributed.gather_object(outcomes, gathered)
     except RuntimeError as error:
@@ -364,7 +368,7 @@ def gather_outcomes(outcomes: dict, rank: int, world: int) -> dict[str, tuple[st
 
 
 def generate_depth_maps(
-    *, data_dir: str, image_dir: str | None, checkpoint_dir: str, depth_model: str,
+    *, data_dir: Path, image_dir: Path | None, checkpoint_dir: str, depth_model: str,
     input_size: int, device: str, precision: str, batch_size: int | None, workers: int,
     compile: bool, fast_decode: bool, write_png: bool, side_by_side: bool, legend: bool,
     overwrite: bool, contact_sheet: bool,
@@ -373,8 +377,7 @@ def generate_depth_maps(
     # Read by OpenMP when torch loads: waiting threads must not spin on cores that others need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else up to 10× slower on a busy machine
     rank, world = join_ranks()
-    table, data_dir = read_table(data_dir, image_dir), Path(data_dir)
-    image_dir = Path(image_dir) if image_dir else data_dir / "images"
+    table, image_dir = read_table(data_dir, image_dir), image_dir or data_dir / "images"
     if rank > 0:
         meet(world)  # rank 0 alone downloads, sweeps and compares bytes
     sha256 = file_sha256(find_weights(depth_model, checkpoint_dir, print))
@@ -510,9 +513,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Make the depth maps; returns the exit code."""
-    args = parse_args(argv)
+    args = vars(parse_args(argv))
+    for name in ("data_dir", "image_dir"):
+        args[name] = Path(args[name]) if args[name] else None
     with one_line_for_files():
-        return generate_depth_maps(**vars(args))
+        return generate_depth_maps(**args)
 
 
 if __name__ == "__main__":

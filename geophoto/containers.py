@@ -70,8 +70,8 @@ class Photo:
 
     def __init__(self) -> None:
         self.kind: str | None = None
-        self.width: int | None = None
-        self.height: int | None = None
+        self.width: float | None = None
+        self.height: float | None = None
         self.turn: int | None = None
         self.exif: list[Bytes] = []  # what the first block lacks may stand in the next
         self.xmp: bytes | None = None

@@ -11,7 +11,7 @@ import os
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -50,7 +50,7 @@ def network_config(state_dict: dict[str, torch.Tensor], max_depth_m: int | None 
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"not a Depth-Anything-V2 checkpoint (no {error})") from error
     quarters = [max(1, layers * i // 4) for i in (1, 2, 3, 4)]
-    backbone = Dinov2Config(
+    backbone = Dinov2Config(  # type: ignore[call-arg]  # transformers reads out_indices from kwargs
         hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=hidden // 64,
         mlp_ratio=mlp_ratio, use_swiglu_ffn=swiglu, patch_size=PATCH_SIZE,
         image_size=PATCH_SIZE * math.isqrt(tokens - 1),
@@ -84,14 +84,14 @@ def interpolate_positions(embeddings, tokens: torch.Tensor, height: int, width: 
     return torch.cat((weights[:, :1], patches), dim=1)
 
 
-def use_official_positions(network: torch.nn.Module) -> torch.nn.Module:
+def use_official_positions(network: Any) -> Any:
     """Patch the one method in which transformers and the official network differ; returns it."""
     embeddings = network.backbone.embeddings
     embeddings.interpolate_pos_encoding = types.MethodType(interpolate_positions, embeddings)
     return network
 
 
-def end_in_float32(network: torch.nn.Module) -> torch.nn.Module:
+def end_in_float32(network: Any) -> Any:
     """Let the last two convolutions escape autocast: bf16 has 8 bits, too few to order far depths.
 
     Raised the rank correlation with fp32 from 0.9981 to 0.9997 on the worst of the demo photos.
@@ -108,14 +108,15 @@ def end_in_float32(network: torch.nn.Module) -> torch.nn.Module:
     return network
 
 
-def load_transformers(source: Path | None, **given) -> torch.nn.Module:
+def load_transformers(source: Path | None, **given) -> Any:
     """Depth-Anything in fp32 by `from_pretrained(source, **given)`, every weight accounted for."""
     import torch
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    network, loading = transformers.DepthAnythingForDepthEstimation.from_pretrained(
+    architecture: Any = transformers.DepthAnythingForDepthEstimation
+    network, loading = architecture.from_pretrained(
         source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **given
     )
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -173,7 +174,7 @@ def load_network(
     return network.to(device), info
 
 
-def speed_up(network: torch.nn.Module, compile: bool) -> torch.nn.Module:
+def speed_up(network: Any, compile: bool) -> Any:
     """The same network in the memory layout that convolutions like, compiled if wanted."""
     import torch
 
@@ -233,10 +234,11 @@ def preprocess(image_rgb: np.ndarray, input_size: int) -> np.ndarray:
     """uint8 RGB (h, w, 3) → float32 (1, 3, H, W), standardised as the official network wants it."""
     import cv2
 
-    height, width = tensor_size(*image_rgb.shape[:2], input_size)
-    image = image_rgb.astype(np.float32)  # resizing bytes would round between pixels
+    height, width = tensor_size(image_rgb.shape[0], image_rgb.shape[1], input_size)
+    image: Any = image_rgb.astype(np.float32)  # resizing bytes would round between pixels
     image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
-    image = (image / 255 - np.float32(IMAGENET_MEAN)) / np.float32(IMAGENET_STD)
+    mean, std = (np.array(values, np.float32) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    image = (image / 255 - mean) / std
     return np.ascontiguousarray(image.transpose(2, 0, 1)[None])
 
 
@@ -281,7 +283,7 @@ def to_inverse(depth: np.ndarray, kind: str) -> np.ndarray:
 
 
 def estimate_depth(
-    network: torch.nn.Module, image_rgb: np.ndarray, input_size: int, precision: str = "fp32"
+    network: Any, image_rgb: np.ndarray, input_size: int, precision: str = "fp32"
 ) -> np.ndarray:
     """Inverse depth (larger = nearer) of one upright uint8 RGB photo: float32 (H, W).
 

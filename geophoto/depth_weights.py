@@ -191,7 +191,7 @@ def find_weights(
 
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # not every try
         try:
-            return Path(cached_file(model, "model.safetensors"))
+            return Path(str(cached_file(model, "model.safetensors")))
         except (OSError, ValueError) as error:
             stop(f"no depth model {model}: {str(error).splitlines()[0]}")
     path = Path(checkpoint_dir) / f"depth_anything_v2_{model}.pth" if named else Path(model)

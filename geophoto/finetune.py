@@ -109,6 +109,7 @@ class PhotoSet(torch.utils.data.Dataset):
 
     def depth_map(self, row: int) -> np.ndarray:
         name, file = self.photos.names[row], self.photos.files[row]
+        assert self.data_dir is not None
         path, tag = depth_file(self.data_dir, name), int(self.photos.tag[row])
         if path.is_file() and not belongs_to(path, file, tag, self.origins.get(name)):
             raise ValueError("its depth map was made before the photo was changed")
@@ -118,7 +119,7 @@ class PhotoSet(torch.utils.data.Dataset):
         try:
             read = functools.partial(self.decode, row)
             pixels = self.cache.pixels(row, read) if self.cache else read()
-            inputs = pixel_inputs(*pixels, self.backbone)
+            inputs = pixel_inputs(pixels[0], pixels[1], self.backbone)
             if self.data_dir is not None:
                 inputs["depth"] = depth_input(self.depth_map(row), self.size)
         except (OSError, ValueError, SyntaxError) as error:
@@ -177,9 +178,8 @@ def predict_photos(
         found = {key: [x for part in every for x in part.get(key, [])] for key in keys}
     if not found:
         density.stop(f"none of the {len(rows)} {title} could be read")
-    found = {k: np.concatenate(v) for k, v in found.items()}
-    order = np.argsort(found["rows"])
-    return {k: v[order] for k, v in found.items()}
+    order = np.argsort(np.concatenate(found["rows"]))
+    return {name: np.concatenate(parts)[order] for name, parts in found.items()}
 
 
 # ---------------------------------------------------------------- run
@@ -221,7 +221,7 @@ def train_network(
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
-    network.to(precision.device, memory_format=torch.channels_last)
+    network.to(precision.device).to(memory_format=torch.channels_last)
     network.fixed_statistics = options["pretrained"]  # a few photos at a time would blur them
     if options["compile"]:
         network.compile()

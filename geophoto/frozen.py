@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +108,8 @@ class HeadTrainer:
     def project(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The axes of all photos (N, hidden) and of their six views (N, 6, hidden), once for all
         epochs and predictions."""
-        axes, views = [], []
+        axes: list[torch.Tensor] = []
+        views: list[torch.Tensor] = []
         for part in torch.arange(len(self.data.photos)).split(256):
             for found, name, features in (
                 (axes, "pooled", torch.from_numpy(self.data.pooled[part])),
@@ -117,7 +119,7 @@ class HeadTrainer:
         return torch.cat(axes), torch.cat(views)
 
     @staticmethod
-    def ridge(axes: torch.Tensor, wanted: np.ndarray, middle: float | None = None):
+    def ridge(axes: torch.Tensor, wanted: np.ndarray, middle: Any = None):
         """Ridge of the labelled rows, or None without any."""
         wanted = wanted.reshape(len(wanted), -1)
         known = np.isfinite(wanted[:, 0])
@@ -150,7 +152,8 @@ class HeadTrainer:
         for head in HEADS:
             self.start(head, ridges[head])
         history: list[dict] = []
-        options, self.states = self.options, []
+        options = self.options
+        self.states: list[dict[str, torch.Tensor]] = []
 
         def on_epoch(row: dict, state: dict) -> None:
             history.append(row)
@@ -209,9 +212,9 @@ class HeadTrainer:
 
 def choose_ridges(pairs: list[tuple[HeadTrainer, np.ndarray]]) -> dict[str, float]:
     """For each head the ridge with the least error over the validation photos of all pairs."""
-    costs = {head: [] for head in HEADS}
+    costs: dict[str, list[float]] = {head: [] for head in HEADS}
     for ridge in RIDGES:
-        errors = {head: [] for head in HEADS}
+        errors: dict[str, list[np.ndarray]] = {head: [] for head in HEADS}
         for trainer, rows in pairs:
             for head in HEADS:
                 trainer.start(head, ridge)

@@ -230,7 +230,11 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
     clock = row["gps_clock"] = gps_clock(gps)
     taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings)
     fix = fix_of_gps(gps)
-    known = {"gps_latitude": fix.place, "gps_altitude": fix.altitude, "datetime": taken}
+    known: dict[str, Any] = {
+        "gps_latitude": fix.place,
+        "gps_altitude": fix.altitude,
+        "datetime": taken,
+    }
     known["orientation_tag"] = main.get(tags.TURN) if photo.kind == "tiff" else ()
     xmp = _embedded_xmp(photo, row | known)
     fixes = [fix, fix_of_xmp(xmp, "xmp")] if xmp else [fix]

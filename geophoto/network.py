@@ -36,7 +36,11 @@ class GPSPredictionNet(nn.Module):
         self, backbone: str = "resnet50", use_depth: bool = True, hidden: int = 256
     ) -> None:
         super().__init__()
-        self.config = {"backbone": backbone, "use_depth": use_depth, "hidden": hidden}
+        self.config: dict[str, Any] = {
+            "backbone": backbone,
+            "use_depth": use_depth,
+            "hidden": hidden,
+        }
         self.fixed_statistics = False  # True: batch norms keep their means and variances
         self.rgb_branch: Any = create_backbone(backbone, 3)
         self.depth_branch: Any = create_backbone(backbone, 1) if use_depth else None

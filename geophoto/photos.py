@@ -44,8 +44,8 @@ class Photos:
     seconds: np.ndarray  # instant in seconds, UTC where known, for bursts
     camera: np.ndarray
     files: list[Path]
-    tag: np.ndarray = None  # EXIF orientation, 0 = none: which way pixels are turned upright
-    sha256: np.ndarray = None  # of the files, "" = not known
+    tag: np.ndarray = None  # type: ignore[assignment]  # EXIF orientation, 0 = none: which way pixels are turned upright
+    sha256: np.ndarray = None  # type: ignore[assignment]  # of the files, "" = not known
 
     def __post_init__(self) -> None:
         if self.tag is None:

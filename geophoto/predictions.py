@@ -77,13 +77,13 @@ def held_out_answers(
     )
     k = choose_knn([(near_validation, known_photos, photos.take(validation["rows"]))])
     trivial = trivial_answers(known_photos)
-    found = {
+    whole: dict = {
         "answers": answers_of(test, checkpoint["gallery"], densities, normalisation),
         "trivial": {key: np.full(len(tested), value) for key, value in trivial.items()},
         "knn_errors": answer_errors(knn_answers(near, known_photos, k, len(tested)), tested),
         "prior": np.tile(normalisation.orientation_prior, (len(tested), 1)),
     }
-    return found, tested
+    return whole, tested
 
 
 # ---------------------------------------------------------------- unknown
