@@ -274,7 +274,18 @@ def _read_heif(data: Bytes, photo: Photo) -> None:
     names = {brands[k : k + 4] for k in range(0, len(brands), 4) if k != 4}
     if names & {b"avif", b"avis"}:
         photo.kind = "avif"
-    elif names & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+    elif names & {
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"hevm",
+        b"hevs",
+        b"mif1",
+        b"msf1",
+    }:
         photo.kind = "heic"
     if photo.kind:
         try:

@@ -76,6 +76,14 @@ def test_readers_that_die_between_two_blocks_are_replaced(tmp_path):
     assert {row["status"] for _, rows in found for row in rows} == {"no_exif"}
 
 
+def test_readers_work_where_processes_are_not_forked(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    paths = [(str(save(tmp_path / f"{number}.jpg")),) for number in range(3)]
+    found = list(readers.read_blocks([(0, paths), (1, paths[:1])], 2, lambda: None))
+    assert [(block, len(rows)) for block, rows in found] == [(0, 3), (1, 1)]
+    assert {row["image_width"] for _, rows in found for row in rows} == {64}
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_readers_do_not_outlive_a_killed_run(tmp_path, busy):
     """Neither those that wait for work nor those that read."""
