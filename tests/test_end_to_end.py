@@ -1,4 +1,4 @@
-"""The four commands in sequence, as a user types them, on a dozen real photos."""
+"""The commands in sequence, as a user types them, on real photos."""
 
 import csv
 import json
@@ -6,9 +6,15 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY, SHARED, tiny_depth_weights
+from PIL import Image, ImageDraw
+
+from geophoto.checkpoints import read_checkpoint
+from geophoto.orientations import turns_right
 
 PHOTOS = SHARED / "photos" / "ground_open" / "images"
 COUNT = 12
@@ -62,10 +68,52 @@ def test_four_commands_lose_no_photo(tmp_path):
     json.loads((output / "metrics.json").read_text(encoding="utf-8"))
 
     stripped = tmp_path / "stranger.png"
-    from PIL import Image
-
     with Image.open(files[0]) as photo:
         photo.convert("RGB").resize((320, 240)).save(stripped)
     printed = run("evaluate_gps_model.py", *folders, "--output-dir", output, "--photos", stripped)
     for answer in ("position", "time", "orientation", "altitude"):
         assert re.search(rf"^  {answer} +\S", printed, flags=re.M)
+
+
+def strange_pictures(folder: Path) -> None:
+    """Pictures that no camera took, and one of a single pixel."""
+    rng = np.random.default_rng(0)
+    page = Image.new("RGB", (640, 960), "white")
+    pen = ImageDraw.Draw(page)
+    for line in range(40, 920, 24):
+        pen.text((30, line), "The quick brown fox jumps over the lazy dog. " * 3, fill="black")
+    pictures = {
+        "noise": Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)),
+        "pixel": Image.new("RGB", (1, 1), (120, 140, 90)),
+        "black": Image.new("RGB", (640, 480)),
+        "screenshot": page,
+    }
+    folder.mkdir()
+    for name, picture in pictures.items():
+        picture.save(folder / f"{name}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no folder of real photos beside the repository")
+def test_untagged_photos_teach_orientation_and_strangers_are_never_sure(tmp_path):
+    """101 real photos whose table has lost every orientation tag; pictures are shown upright."""
+    data, checkpoints, output = tmp_path / "data", tmp_path / "c", tmp_path / "evaluation"
+    run("exif_extractor.py", "--data-dir", data, "--image-dir", PHOTOS)
+    table = data / "exif_data.json"
+    rows = json.loads(table.read_text(encoding="utf-8"))
+    rows = [{**row, "orientation": None, "orientation_tag": None} for row in rows]
+    table.write_text(json.dumps(rows), encoding="utf-8")
+    folders = ["--data-dir", data, "--image-dir", PHOTOS, "--checkpoint-dir", checkpoints]
+    options = "--backbone tf_efficientnet_lite0 --mode frozen --inputs rgb".split()
+    run("gps_orientation_trainer.py", *folders, *options)
+    held = read_checkpoint(checkpoints / "best_gps_model_rgb.pth")["held_out"]
+    assert turns_right(held["answers"]["views"]).mean() >= 0.9
+
+    strange_pictures(tmp_path / "strange")
+    run("evaluate_gps_model.py", *folders, "--output-dir", output, "--photos", tmp_path / "strange")
+    with open(output / "photos.csv", newline="", encoding="utf-8") as file:
+        answers = list(csv.DictReader(file))
+    assert len(answers) == 4
+    for row in answers:
+        for head in ("position", "time", "altitude"):
+            assert row[f"{head}_confident"] == "False", row["filename"]
