@@ -104,7 +104,7 @@ def test_untagged_photos_teach_orientation_and_strangers_are_never_sure(tmp_path
     rows = [{**row, "orientation": None, "orientation_tag": None} for row in rows]
     table.write_text(json.dumps(rows), encoding="utf-8")
     folders = ["--data-dir", data, "--image-dir", PHOTOS, "--checkpoint-dir", checkpoints]
-    options = "--backbone tf_efficientnet_lite0 --mode frozen --inputs rgb".split()
+    options = ["--backbone", "tf_efficientnet_lite0", "--mode", "frozen", "--inputs", "rgb"]
     run("gps_orientation_trainer.py", *folders, *options)
     held = read_checkpoint(checkpoints / "best_gps_model_rgb.pth")["held_out"]
     assert turns_right(held["answers"]["views"]).mean() >= 0.9
