@@ -80,11 +80,11 @@ class HeadTrainer:
         self.targets = targets_of(data.photos, self.normalisation)
         self.trivial = trivial_answers(self.photos)
         self.heads = PredictionHeads(
-            data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
+            data.blocks, data.grid, options["hidden"], data.depth is not None
         )
         seen = rows[:: max(1, len(rows) // 200)]
         some = rows[:: max(1, len(rows) // 4000)]
-        self.heads.fit_axes(pooled=data.pooled[some], grid=data.grids(seen).flatten(0, 1).numpy())
+        self.heads.fit_axes(pooled=data.pooled(some), grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
         self.axes, self.grid_axes = self.project()
         middle_m = self.normalisation.altitude_target(self.normalisation.altitude_median)
@@ -110,7 +110,7 @@ class HeadTrainer:
         axes, views = [], []
         for part in torch.arange(len(self.data.photos)).split(256):
             for found, name, features in (
-                (axes, "pooled", torch.from_numpy(self.data.pooled[part])),
+                (axes, "pooled", torch.from_numpy(self.data.pooled(part.numpy()))),
                 (views, "grid", self.data.grids(part.numpy())),
             ):
                 found.append(self.heads.project(name, features.to(self.precision.device)).cpu())

@@ -7,6 +7,7 @@ share of the density lies.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -140,9 +141,14 @@ def choose(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.minimum(np.array(found).reshape(len(weights), -1), weights.shape[1] - 1)
 
 
-def position_points(evidence: Evidence, draws: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def position_points(
+    evidence: Evidence,
+    draws: np.ndarray,
+    centre: np.ndarray,
+    cost: Callable[[np.ndarray], np.ndarray] = np.sqrt,
+) -> np.ndarray:
     """The candidate (a neighbour's place, the head's, the centre of the training photos) from
-    which the root of the distance is least on average, (Q, 3).
+    which the cost of the distance, its root, is least on average, (Q, 3).
 
     Between two gambles: least expected distance runs to the middle of everything that is
     possible, least expected log distance bets on one near photo.
@@ -151,5 +157,5 @@ def position_points(evidence: Evidence, draws: np.ndarray, centre: np.ndarray) -
     near = evidence.near[:, :CANDIDATES]
     tried = np.concatenate([near, evidence.head[:, None], middle[:, None]], axis=1)
     chords = 2 - 2 * np.clip(tried @ draws.transpose(0, 2, 1), -1, 1)  # squared
-    roots = np.arcsin(np.sqrt(chords) / 2) ** 0.5
-    return tried[np.arange(len(evidence)), roots.mean(axis=2).argmin(axis=1)]
+    costs = cost(np.arcsin(np.sqrt(chords) / 2))  # of half the angle: no matter for the choice
+    return tried[np.arange(len(evidence)), costs.mean(axis=2).argmin(axis=1)]
