@@ -22,7 +22,7 @@ from geophoto.baselines import (
     trivial_answers,
     validation_figures,
 )
-from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out
+from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out, thinned
 from geophoto.features import FrozenData
 from geophoto.network import PredictionHeads
 from geophoto.orientations import ORIENTATION_CLASSES, agree_views, turns_right
@@ -272,8 +272,9 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
         "densities": fit_densities(asked),
         "k": choose_knn(
             [
-                (trainer.neighbours(rows), trainer.photos, photos.take(rows))
+                (trainer.neighbours(few), trainer.photos, photos.take(few))
                 for trainer, rows in pairs
+                for few in thinned([rows])
             ]
         ),
     }

@@ -35,10 +35,16 @@ class Grid:
         return float(self.points[1] - self.points[0])
 
     @classmethod
-    def of(cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray) -> Grid:
-        """Smooth the labels of each voice by its kernels, in the frequency domain."""
+    def of(
+        cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray,
+        line: np.ndarray | None = None,
+    ) -> Grid:  # fmt: skip
+        """Smooth the labels of each voice by its kernels, in the frequency domain; on `line`, or
+        one that holds the evidence."""
         circular = isinstance(space, Circle)
-        points = circle_points() if circular else line_points(evidence)
+        if line is None:
+            line = circle_points() if circular else line_points(evidence)
+        points = line
         count, cells = len(points), len(evidence)
         step = points[1] - points[0]
 
