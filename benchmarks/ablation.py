@@ -1,21 +1,23 @@
-"""Which ingredient of the training recipe earns its place, on every set of photos at hand.
+"""Which ingredient of the recipe earns its place, on every set of photos at hand.
 
 Sets: the demo, where it was rendered, and the folders of `--photos` (default: ../shared/photos),
 each with an images/ folder. Their tables, depth maps and features are made once, in data/cache.
-Every row is scored on the same grouped folds; negative results stay in the table.
+Every row is scored on the same grouped folds, averaged over `--seeds` deals of them: one deal alone
+can mislead by 40 %. Negative results stay in the table.
 
     python benchmarks/ablation.py
-    python benchmarks/ablation.py --photos ~/trips --csv ablation.csv
+    python benchmarks/ablation.py --photos ~/trips --seeds 3 --csv ablation.csv
 """
 
 import argparse
-import copy
+import contextlib
 import csv
 import dataclasses
 import functools
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -31,12 +33,15 @@ import density  # noqa: E402
 import gps_orientation_trainer as trainer  # noqa: E402
 from geophoto import (  # noqa: E402
     baselines,
+    densities,
     devices,
     features,
     frozen,
     metrics,
+    mixtures,
     orientations,
     targets,
+    voices,
 )
 from geophoto.network import SCALES, create_network  # noqa: E402
 from geophoto.photos import read_photos, split_photos  # noqa: E402
@@ -45,23 +50,29 @@ CACHE = ROOT / "data" / "cache" / "ablation"
 DRAWS = 1000  # of the bootstrap by group
 ENOUGH_GROUPS = 20  # below, a set is reported but proves nothing
 HEADS = ("gps", "time", "altitude")
+RECIPE = "+ gallery = full recipe"
+OTHERS = {  # the same photos once more: what of a figure is chance
+    "rounding": "recipe, other rounding",
+    "seed": "recipe, other seed",
+    "folds": "recipe, other seed and folds",
+}
 
 # ---------------------------------------------------------------- sets of photos
 
 
 @dataclasses.dataclass
 class PhotoSet:
-    """One set: its photos, all features, the folds and the settings of the recipe."""
+    """One set: its photos, all features, and the settings of the recipe."""
 
     name: str
     data: features.FrozenData  # RGB
     depth: features.FrozenData  # RGB and depth
+    rounded: features.FrozenData  # RGB in the other number format
     options: dict
     precision: devices.Precision
-    backbone: nn.Module | None = None  # with its weights, for the row that trains its last stage
 
-    def folds(self, kind: str) -> np.ndarray:
-        return split_photos(self.data.photos, kind, self.options["folds"], 0)[0]
+    def folds(self, kind: str, seed: int) -> np.ndarray:
+        return split_photos(self.data.photos, kind, self.options["folds"], seed)[0]
 
     @functools.cached_property
     def groups(self) -> np.ndarray:
@@ -87,28 +98,42 @@ def load(name: str, images: Path, backbone: str) -> PhotoSet:
     precision = devices.Precision()
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
     photos, _ = read_photos(data_dir, images)
-    paths = {"data": data_dir, "checkpoints": ROOT / "checkpoints"}
     options["depth_model"] = trainer.read_depth_model(data_dir)
     network = create_network(backbone, True, 0)
-    options["weights"] = features.load_backbone_weights(network, paths["checkpoints"], True)
+    options["weights"] = features.load_backbone_weights(network, ROOT / "checkpoints", True)
     both, _ = features.frozen_features(photos, "depth", network, data_dir, precision, options, tqdm)
-    rgb = dataclasses.replace(both, pooled=both.pooled[:, : both.first], blocks=both.blocks[:-1])
-    return PhotoSet(name, rgb, both, options, precision, network.rgb_branch)
+    rgb = dataclasses.replace(both, depth=None, blocks=both.blocks[:-1])
+    other = devices.Precision("bf16" if precision.name == "fp32" else "fp32")
+    kept, _ = features.frozen_features(
+        both.photos, "rgb", network, data_dir / other.name, other, options, tqdm
+    )
+    rounded = dataclasses.replace(kept, blocks=rgb.blocks)
+    return PhotoSet(name, rgb, both, rounded, options, precision)
 
 
 # ---------------------------------------------------------------- features of each row
 
 
+class InMemory:
+    """Stands for the features on disk."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def read(self, rows: np.ndarray, columns: slice) -> np.ndarray:
+        return self.values[rows][:, columns]
+
+
 def parts_of(data: features.FrozenData) -> list[dict]:
     """The blocks of rgb_features by what they are, for each scale: mean, generalised mean, and
     of every level the statistics (mean, spread) of the whole picture and of its halves."""
-    scales, start = [], 0
+    scales, start, pooled = [], 0, data.pooled(np.arange(len(data.photos)))
     per_scale = len(data.blocks) // SCALES
     for scale in range(SCALES):
         widths = data.blocks[scale * per_scale : (scale + 1) * per_scale]
         columns = []
         for width in widths:
-            columns.append(data.pooled[:, start : start + width].astype(np.float32))
+            columns.append(pooled[:, start : start + width].astype(np.float32))
             start += width
         last, levels = columns[0], columns[1:]
         whole = []
@@ -122,8 +147,11 @@ def parts_of(data: features.FrozenData) -> list[dict]:
 
 
 def with_features(data: features.FrozenData, blocks: list[np.ndarray]) -> features.FrozenData:
-    pooled = np.hstack(blocks).astype(np.float16)
-    return dataclasses.replace(data, pooled=pooled, blocks=[b.shape[1] for b in blocks])
+    """The same photos and grids with other features for the trunk."""
+    grids = data.rgb.read(np.arange(len(data.photos)), slice(data.first, None))
+    held = InMemory(np.hstack([*blocks, grids]).astype(np.float16))
+    widths = [block.shape[1] for block in blocks]
+    return dataclasses.replace(data, rgb=held, depth=None, blocks=widths, first=sum(widths))
 
 
 # ---------------------------------------------------------------- rows
@@ -138,22 +166,62 @@ class FromScratch(frozen.HeadTrainer):
         nn.init.zeros_(layer.bias)
 
 
-def train(photo_set: PhotoSet, data: features.FrozenData, kind: str = "grouped", **changes) -> dict:
-    """Held-out answers of the recipe on some features, with baselines: see train_fold."""
-    options, fold_of = {**photo_set.options, **changes}, photo_set.folds(kind)
-    shared: dict = {}
-    results = [
-        frozen.train_fold(data, fold_of, fold, photo_set.precision, options, shared)
-        for fold in range(options["folds"])
-    ]
-    found = frozen.in_order(results, len(data.photos))
-    return {k: {n: v.numpy() for n, v in part.items()} for k, part in found.items() if k != "prior"}
+@dataclasses.dataclass
+class Deal:
+    """One deal of the folds, and the densities' part of it, to be repeated without training."""
+
+    photo_set: PhotoSet
+    seed: int
+    cases: list = dataclasses.field(default_factory=list)  # (rehearsals, what is asked) of a fold
+
+    def train(
+        self, data: features.FrozenData, kind: str = "grouped", keep=False, **changes
+    ) -> dict:
+        """Held-out answers of the recipe on some features, with baselines: see train_fold. With
+        `keep` what the densities were fitted on and asked is kept for `again`."""
+        options = {**self.photo_set.options, "seed": self.seed, **changes}
+        fold_of = self.photo_set.folds(kind, changes.get("deal", self.seed))
+        shared: dict = {}
+
+        def hold_out(*about) -> dict:
+            self.cases.append(about[1:])
+            return densities.hold_out(*about)
+
+        def fit_densities(asked: list) -> dict:
+            self.cases.append(asked)
+            return densities.fit_densities(asked)
+
+        with contextlib.ExitStack() as stack:
+            for work in (hold_out, fit_densities) if keep else ():
+                stack.enter_context(mock.patch.object(frozen, work.__name__, work))
+            results = [
+                frozen.train_fold(data, fold_of, fold, self.photo_set.precision, options, shared)
+                for fold in range(options["folds"])
+            ]
+        found = frozen.in_order(results, len(data.photos))
+        prior = found.pop("prior").numpy()
+        arrays = {k: {n: v.numpy() for n, v in part.items()} for k, part in found.items()}
+        return {**arrays, "prior": prior}
+
+    def again(self, patches: list[tuple]) -> dict:
+        """Answers of the kept heads with densities changed by patches (where, name, what)."""
+        fold_of, answers = self.photo_set.folds("grouped", self.seed), {}
+        with contextlib.ExitStack() as stack:
+            for where, name, what in patches:
+                stack.enter_context(mock.patch.object(where, name, what))
+            for fold in range(fold_of.max() + 1):
+                asked, about = self.cases[2 * fold], self.cases[2 * fold + 1]
+                held = densities.hold_out(densities.fit_densities(asked), *about)
+                for name, values in held["answers"].items():
+                    shape = (len(fold_of), *values.shape[1:])
+                    answers.setdefault(name, np.full(shape, np.nan))[fold_of == fold] = values
+        return {"answers": answers}
 
 
-def naive(photo_set: PhotoSet) -> dict:
+def naive(photo_set: PhotoSet, seed: int) -> dict:
     """What is often published: degrees, hour/23, minute/59 and metres regressed directly from the
     last layer, the epoch chosen on random photos, bursts split between training and validation."""
-    data, fold_of = photo_set.data, photo_set.folds("grouped")
+    data, fold_of = photo_set.data, photo_set.folds("grouped", seed)
     photos, features = data.photos, torch.from_numpy(parts_of(data)[0]["mean"])
     hour, minute = np.divmod(photos.minutes, 60)
     wanted = np.stack([photos.lat, photos.lon, hour / 23, minute / 59, photos.altitude], 1)
@@ -161,8 +229,8 @@ def naive(photo_set: PhotoSet) -> dict:
     labelled = torch.isfinite(wanted)
     answers = np.full((len(photos), 5), np.nan)
     for fold in range(photo_set.options["folds"]):
-        rng = np.random.default_rng(fold)
-        torch.manual_seed(fold)
+        rng = np.random.default_rng((seed, fold))
+        torch.manual_seed(1000 * seed + fold)
         known = rng.permutation(np.flatnonzero(fold_of != fold))
         test, validation = np.flatnonzero(fold_of == fold), known[: len(known) // 7]
         known = known[len(known) // 7 :]
@@ -206,176 +274,77 @@ def naive(photo_set: PhotoSet) -> dict:
     return baselines.answer_errors(found, photos)
 
 
-def metric_head(photo_set: PhotoSet) -> dict:
-    """Position by classes, as PIGEON does (Haas 2023): a softmax over the training photos, its
-    targets smoothed by distance; the answer is the photo of least expected distance."""
-    data, fold_of = photo_set.data, photo_set.folds("grouped")
-    photos, options = data.photos, photo_set.options
-    found = {k: np.full(len(photos), np.nan) for k in ("lat", "lon", "minutes", "altitude")}
-    for fold in range(options["folds"]):
-        test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-        heads = frozen.HeadTrainer(data, known, photo_set.precision, options, fold)
-        known = known[photos.placed[known]]
-        places = density.unit_vectors(photos.lat[known], photos.lon[known])
-        apart = density.arc_km(places[:, None], places[None])
-        targets = torch.from_numpy(-apart / (heads.normalisation.spread_km / 20)).softmax(1).float()
-        torch.manual_seed(fold)
-        rng = np.random.default_rng(fold)
-        layer = nn.Linear(heads.axes.shape[1], len(known))
-        optimiser = torch.optim.AdamW(layer.parameters(), lr=1e-3, weight_decay=0.05)
-        for _ in range(options["epochs"]):
-            for part in np.array_split(rng.permutation(len(known)), max(1, len(known) // 64)):
-                optimiser.zero_grad()
-                used = nn.functional.dropout(heads.axes[known[part]], 0.5)
-                nn.functional.cross_entropy(layer(used), targets[part]).backward()
-                optimiser.step()
-        with torch.inference_mode():
-            chances = layer(heads.axes[test]).softmax(1).double().numpy()
-        best = known[(chances @ apart).argmin(axis=1)]
-        found["lat"][test], found["lon"][test] = photos.lat[best], photos.lon[best]
-    return baselines.answer_errors(found, photos)
+def only(voice: int) -> list[tuple]:
+    """Patches that silence all voices but one (0 neighbours, 1 head, 2 prior) and the floor."""
+    logs_of, fit_stack = voices.Evidence.kernel_logs, voices.fit_stack
+
+    def heard(space: voices.Space) -> np.ndarray:
+        return np.isin(voices.voice_of(space), (voice, 3))
+
+    def kernel_logs(evidence: voices.Evidence, space: voices.Space, *about) -> np.ndarray:
+        return np.where(heard(space), logs_of(evidence, space, *about), -np.inf)
+
+    def fit(parts: list, spaces: list, **about) -> voices.Stack:
+        stack, kept = fit_stack(parts, spaces, **about), heard(spaces[0])
+        offset = np.where(kept, stack.offset, -1e3)
+        return dataclasses.replace(stack, offset=offset, slope=stack.slope * kept)
+
+    return [(voices.Evidence, "kernel_logs", kernel_logs), (densities, "fit_stack", fit)]
 
 
-def last_stage(photo_set: PhotoSet) -> dict:
-    """What a laptop could still fine-tune: the last stage of an EfficientNet and linear heads, end
-    to end from a ridge start. Penalty and epoch are chosen on the next fold, then the photos of
-    all other folds are trained on."""
-    data, fold_of = photo_set.data, photo_set.folds("grouped")
-    photos, folds = data.photos, photo_set.options["folds"]
-    maps = early_maps(photo_set)
-    found = {k: np.full(len(photos), np.nan) for k in ("lat", "lon", "minutes", "altitude", "sun")}
-    for fold in range(folds):
-        test, known = np.flatnonzero(fold_of == fold), np.flatnonzero(fold_of != fold)
-        other = np.flatnonzero(fold_of == (fold + 1) % folds)
-        normalisation = targets.Normalisation.fit(photos.take(known))
-        wanted = torch.from_numpy(np.column_stack([
-            targets.encode_gps(photos.lat, photos.lon, normalisation),
-            targets.time_point(photos.minutes), normalisation.altitude_target(photos.altitude),
-        ]).astype(np.float32))  # fmt: skip
-        train, goal = np.setdiff1d(known, other), wanted[other]
-
-        def cost(output: torch.Tensor, goal=goal) -> float:
-            return float((output - goal).square().nanmean())
-
-        def rehearse(ridge: float, epochs: int, train=train, other=other, wanted=wanted) -> list:
-            outputs = tune_last(photo_set, maps, wanted, train, other, ridge, epochs)
-            return [cost(output) for output in outputs]
-
-        ridge = min((0.1, 1.0, 10.0), key=lambda ridge: rehearse(ridge, 0)[0])
-        epoch = int(np.argmin(rehearse(ridge, 5)))
-        output = tune_last(photo_set, maps, wanted, known, test, ridge, epoch)[-1].numpy()
-        raw = {"gps": output[:, :2], "time": output[:, 2:4], "altitude": output[:, 4],
-               "sun": np.zeros(len(test))}  # fmt: skip
-        for name, values in targets.decode(raw, normalisation).items():
-            found[name][test] = values
-    return {head: e for head, e in baselines.answer_errors(found, photos).items() if head != "sun"}
+def estimator(cost: Callable) -> list[tuple]:
+    """A patch: positions of least expected cost of the distance."""
+    points = functools.partial(mixtures.position_points, cost=cost)
+    return [(densities, "position_points", points)]
 
 
-@torch.inference_mode()
-def early_maps(photo_set: PhotoSet) -> torch.Tensor:
-    """What the last stage reads of each photo, (N, C, h, w), float16."""
-    network, size = photo_set.backbone.eval(), photo_set.options["image_size"]
-    early, maps = nn.Sequential(network.conv_stem, network.bn1, network.blocks[:-1]), []
-    for file in photo_set.data.photos.files:
-        photo = trainer.open_upright(file, max_side=2 * size)
-        image = features.picture_inputs(photo, size, network)["rgb"][None]
-        with photo_set.precision.autocast():
-            maps.append(early(image.contiguous(memory_format=torch.channels_last))[0].half())
-    return torch.stack(maps)
+def log_distance(half_angle: np.ndarray) -> np.ndarray:
+    least = density.LEAST_RADIUS_KM / (2 * density.EARTH_RADIUS_KM)
+    return np.log(np.maximum(half_angle, least))
 
 
-def tune_last(photo_set, maps, wanted, rows, watched, ridge: float, epochs: int) -> list:
-    """Outputs (len(watched), 5) after each epoch of training on `rows`, the ridge start first."""
-    network = copy.deepcopy(photo_set.backbone).eval()  # batch norms keep their statistics
-    last = nn.Sequential(network.blocks[-1], network.conv_head, network.bn2)
-    parameters = list(last.parameters())
-
-    def pooled(part) -> torch.Tensor:
-        with photo_set.precision.autocast():
-            return last(maps[part].float()).float().mean(dim=(2, 3))
-
-    with torch.inference_mode():
-        start = torch.cat([pooled(part) for part in np.array_split(rows, len(rows) // 32 + 1)])
-    mean, std = start.mean(0).clone(), start.std(0).clone() + 1e-3
-    heads = nn.Linear(start.shape[1], 5)
-    for columns in (slice(0, 2), slice(2, 4), slice(4, 5)):
-        known = torch.isfinite(wanted[rows][:, columns.start])
-        part = nn.Linear(start.shape[1], columns.stop - columns.start)
-        axes = ((start - mean) / std)[known]
-        frozen.Ridge(axes, wanted[rows][known][:, columns]).set(part, ridge)
-        heads.weight.data[columns], heads.bias.data[columns] = part.weight.data, part.bias.data
-    optimiser = torch.optim.AdamW([*parameters, *heads.parameters()], lr=1e-4, weight_decay=0.05)
-    rng, outputs = np.random.default_rng(0), []
-    for epoch in range(epochs + 1):
-        for part in np.array_split(rng.permutation(rows), len(rows) // 32 + 1) if epoch else ():
-            optimiser.zero_grad()
-            known = torch.isfinite(wanted[part])  # first the choice: NaN times 0 is NaN
-            miss = heads((pooled(part) - mean) / std)[known] - wanted[part][known]
-            miss.square().mean().backward()
-            optimiser.step()
-        with torch.inference_mode():
-            shown = [pooled(part) for part in np.array_split(watched, len(watched) // 32 + 1)]
-            outputs.append(heads((torch.cat(shown) - mean) / std))
-    return outputs
+def no_gate(evidence: voices.Evidence) -> np.ndarray:
+    return np.zeros((len(evidence), 2))
 
 
-def by_the_sun(photo_set: PhotoSet, answers: dict) -> dict:
-    """Errors when the time is that of the training photos, each counting by normal kernels of how
-    far its hour is from the time head's point and its sun from the sun head's height: the same
-    hour has another sun in another season. Widths are fixed: chosen inside the fold they were
-    worse still on few photos."""
-    photos, fold_of = photo_set.data.photos, photo_set.folds("grouped")
-    told = answers["time_certainty"][:, None] * targets.time_point(answers["minutes"])
-    height = targets.sun_height(answers["sun"])
-    minutes = answers["minutes"].copy()
-    for fold in range(photo_set.options["folds"]):
-        asked = np.flatnonzero(fold_of == fold)
-        known = np.flatnonzero(
-            (fold_of != fold) & np.isfinite(photos.minutes) & np.isfinite(photos.sun)
-        )
-        if not len(known):
-            continue
-        hours, suns = (
-            targets.time_point(photos.minutes[known]),
-            targets.sun_height(photos.sun[known]),
-        )
-        apart = ((told[asked, None] - hours) ** 2).sum(axis=2) / (2 * 0.3**2)
-        apart += (height[asked, None] - suns) ** 2 / (2 * 0.1**2)
-        weights = np.exp(apart.min(axis=1, keepdims=True) - apart)
-        minutes[asked] = targets.point_minutes(weights @ hours)
-    return baselines.answer_errors({**answers, "minutes": minutes}, photos)
+DENSITIES: dict[str, list[tuple]] = {  # the heads and folds of the full recipe, other densities
+    "  neighbours alone": only(0),
+    "  head alone": only(1),
+    "  prior alone": only(2),
+    "  weights without gate": [(voices.Evidence, "gate", no_gate)],
+    "  least expected log distance": estimator(log_distance),
+    "  least expected distance": estimator(lambda half_angle: half_angle),
+}
 
 
-def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
-    """Errors per photo of every row, and the seconds that it took."""
-    data, photos = photo_set.data, photo_set.data.photos
+def rows_of(photo_set: PhotoSet, seed: int, show) -> dict[str, dict]:
+    """Errors per photo of every row on one deal of the folds, the seconds that it took, and the
+    recipe's metrics."""
+    data, photos, deal = photo_set.data, photo_set.data.photos, Deal(photo_set, seed)
     table: dict[str, dict] = {}
     full, half = parts_of(data)[:2]
-    last = [full["mean"]]
-    pooled = [full["last"]]
-    texture = [full["last"], *full["whole"]]
-    halves = [full["last"], *full["halves"]]
+    last, pooled = [full["mean"]], [full["last"]]
+    texture, halves = [full["last"], *full["whole"]], [full["last"], *full["halves"]]
     both = [*halves, half["last"], *half["halves"]]
 
-    def add(name: str, work) -> dict | None:
+    def add(name: str, work) -> dict:
         begun = time.monotonic()
         found = work()
         errors = baselines.answer_errors(found["answers"], photos) if "answers" in found else found
-        turns = None
+        turns = np.full(len(photos), np.nan)
         if "answers" in found:
-            upright = photos.orientation >= 0
-            turns = np.full(len(photos), np.nan)
-            turns[upright] = orientations.turns_right(found["answers"]["views"][upright]).mean(
-                axis=1
-            )
+            tagged = photos.orientation >= 0
+            right = orientations.turns_right(found["answers"]["views"][tagged])
+            turns[tagged] = right.mean(axis=1)
+        errors = {head: errors[head] for head in HEADS}
         table[name] = {**errors, "turns": turns, "seconds": time.monotonic() - begun}
         show(name)
         return found
 
-    add("naive recipe", lambda: naive(photo_set))
+    add("naive recipe", lambda: naive(photo_set, seed))
     with mock.patch.object(frozen, "HeadTrainer", FromScratch):
-        add("heads only, from zero", lambda: train(photo_set, with_features(data, last),
-                                                   gallery=False))  # fmt: skip
+        add("heads only, from zero",
+            lambda: deal.train(with_features(data, last), gallery=False))  # fmt: skip
     for name, blocks in (
         ("+ ridge start", last),
         ("+ generalised mean", pooled),
@@ -383,24 +352,36 @@ def rows_of(photo_set: PhotoSet, show) -> dict[str, dict]:
         ("+ sky and ground apart", halves),
         ("+ second scale", both),
     ):
-        add(name, lambda blocks=blocks: train(photo_set, with_features(data, blocks),
-                                              gallery=False))  # fmt: skip
-    found = add("+ gallery = full recipe", lambda: train(photo_set, data))
-    table["+ gallery = full recipe"]["log_likelihood"] = found["log_likelihood"]
-    begun = {"seconds": 0.0, "turns": None}
-    table["trivial answer"] = baselines.answer_errors(found["trivial"], photos) | begun
-    table["nearest neighbours"] = found["knn_errors"] | begun
+        add(name, lambda b=blocks: deal.train(with_features(data, b), gallery=False))
+    found = add(RECIPE, lambda: deal.train(data, keep=True))
+    table[RECIPE]["metrics"] = metrics.head_metrics(found, photos, photo_set.groups, 1, 0)
+    add("trivial answer", lambda: baselines.answer_errors(found["trivial"], photos))
+    add("nearest neighbours", lambda: found["knn_errors"])
+    for name, patches in DENSITIES.items():
+        add(name, lambda patches=patches: deal.again(patches))
     with mock.patch.object(frozen, "agree_views", lambda logits: logits.float()):
-        add("six views apart (not adopted)", lambda: train(photo_set, data))
-    add("classes of places (not adopted)", lambda: metric_head(photo_set))
-    if hasattr(photo_set.backbone, "conv_head"):
-        add("last stage tuned (not adopted)", lambda: last_stage(photo_set))
-    add("time by the sun (not adopted)", lambda: by_the_sun(photo_set, found["answers"]))
-    add("full recipe and depth", lambda: train(photo_set, photo_set.depth))
-    found = add("full recipe, random folds", lambda: train(photo_set, data, "random"))
-    table["nearest neighbours, random folds"] = found["knn_errors"] | begun
+        add("six views apart (not adopted)", lambda: deal.train(data))
+    add("full recipe and depth", lambda: deal.train(photo_set.depth))
+    add(OTHERS["rounding"], lambda: deal.train(photo_set.rounded))
+    add(OTHERS["seed"], lambda: deal.train(data, seed=seed + 100, deal=seed))
+    add(OTHERS["folds"], lambda: deal.train(data, seed=seed + 100, deal=seed + 100))
+    found = add("full recipe, random folds", lambda: deal.train(data, "random"))
+    add("nearest neighbours, random folds", lambda: found["knn_errors"])
     first = ("trivial answer", "nearest neighbours")
     return {name: table[name] for name in (*first, *table)}
+
+
+def average(tables: list[dict[str, dict]]) -> dict[str, dict]:
+    """One table from those of all deals: errors per photo averaged, positions by logarithm."""
+    merged: dict[str, dict] = {}
+    for name in tables[0]:
+        rows = [table[name] for table in tables]
+        logs = np.mean([log_km(row["gps"]) for row in rows], axis=0)
+        means = {k: np.mean([row[k] for row in rows], axis=0) for k in (*HEADS[1:], "turns")}
+        seconds = sum(row["seconds"] for row in rows)
+        blocks = [row["metrics"] for row in rows if "metrics" in row]
+        merged[name] = {"gps": 10**logs, **means, "seconds": seconds, "metrics": blocks}
+    return merged
 
 
 # ---------------------------------------------------------------- the table
@@ -418,23 +399,20 @@ def ratio(own: np.ndarray, other: np.ndarray, groups: np.ndarray) -> tuple:
     return 10 ** gain.mean(), [10**x for x in limits or (np.nan, np.nan)]
 
 
+COLUMNS = ("position km", "time min", "altitude m", "turns")
+
+
 def cells(row: dict, groups: np.ndarray) -> dict[str, tuple]:
-    """(figure, low, high) of each head: median and geometric mean in km, minutes, metres, share."""
+    """(figure, low, high) of each column: geometric mean of the position error, mean of others."""
     found = {}
-    for head, values, statistic in (
-        ("median km", row["gps"], metrics.weighted_median),
-        ("geometric km", log_km(row["gps"]), metrics.weighted_mean),
-        ("time min", row["time"], metrics.weighted_mean),
-        ("altitude m", row["altitude"], metrics.weighted_mean),
-        ("turns", row["turns"], metrics.weighted_mean),
-    ):
-        if values is None or not np.isfinite(values).any():
-            continue
+    every = (log_km(row["gps"]), row["time"], row["altitude"], row["turns"])
+    for column, values in zip(COLUMNS, every, strict=True):
         rows = np.isfinite(values)
-        figure = statistic(values[rows], np.ones(rows.sum()))
-        limits = metrics.interval(values[rows], groups[rows], statistic, DRAWS, 0)
-        numbers = [figure, *(limits or (np.nan, np.nan))]
-        found[head] = tuple(10**x for x in numbers) if head.startswith("geo") else tuple(numbers)
+        if not rows.any():
+            continue
+        limits = metrics.interval(values[rows], groups[rows], metrics.weighted_mean, DRAWS, 0)
+        numbers = (float(values[rows].mean()), *(limits or (np.nan, np.nan)))
+        found[column] = tuple(10**x for x in numbers) if column == COLUMNS[0] else numbers
     return found
 
 
@@ -446,23 +424,21 @@ def short(value: float) -> str:
 def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
     """Print a set's table, the best of each column starred; returns it as records."""
     groups = photo_set.groups
-    count = len(np.unique(groups))
-    photos = photo_set.data.photos
+    count, photos = len(np.unique(groups)), photo_set.data.photos
     note = "" if count >= ENOUGH_GROUPS else ": too few to prove anything"
     print(f"\n{photo_set.name}: {len(photos)} photos, {count} groups{note}")
-    columns = ("median km", "geometric km", "time min", "altitude m", "turns")
     found = {name: cells(row, groups) for name, row in table.items()}
-    compared = [name for name in found if "random" not in name]
+    compared = [name for name in found if "random" not in name and name not in OTHERS.values()]
     best = {}
-    for column in columns:
+    for column in COLUMNS:
         figures = {name: found[name][column][0] for name in compared if column in found[name]}
         if figures:
             best[column] = (max if column == "turns" else min)(figures, key=figures.get)
-    print(f"{'':36}" + "".join(f"{column:>25}" for column in columns) + "       s")
+    print(f"{'':36}" + "".join(f"{column:>25}" for column in COLUMNS) + "       s")
     records = []
     for name, row in found.items():
         line = f"{name:36}"
-        for column in columns:
+        for column in COLUMNS:
             if column not in row:
                 line += f"{'–':>25}"
                 continue
@@ -476,14 +452,13 @@ def print_set(photo_set: PhotoSet, table: dict[str, dict]) -> list[dict]:
 
 
 def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
-    """The recipe against each simple answer by the paired geometric mean, and its likelihood."""
-    groups, full = photo_set.groups, table["+ gallery = full recipe"]
+    """The recipe against each simple answer by the paired geometric mean."""
+    groups, full = photo_set.groups, table[RECIPE]
+    random = "full recipe, random folds", "nearest neighbours, random folds"
     for own, other in (
-        ("+ gallery = full recipe", "nearest neighbours"),
-        ("+ gallery = full recipe", "trivial answer"),
-        ("+ gallery = full recipe", "naive recipe"),
-        ("full recipe and depth", "+ gallery = full recipe"),
-        ("full recipe, random folds", "nearest neighbours, random folds"),
+        *((RECIPE, name) for name in ("nearest neighbours", "trivial answer", "naive recipe")),
+        ("full recipe and depth", RECIPE),
+        random,
     ):
         value, (low, high) = ratio(table[own]["gps"], table[other]["gps"], groups)
         print(f"  position, {own.lstrip('+ ')} / {other.lstrip('+ ')}: "
@@ -500,20 +475,44 @@ def print_verdicts(photo_set: PhotoSet, table: dict[str, dict]) -> None:
               f"{short(plain[rows].mean())} {unit}: "
               f"{'better' if gain.mean() > 0 else 'NOT better'}, gain {short(gain.mean())} "
               f"({short(low)} … {short(high)})")  # fmt: skip
-    told = full["log_likelihood"]
-    rows = np.isfinite(told["posterior"])
-    for name, what in (("head", "the head's point alone"), ("positions", "training positions")):
-        gain = (told["posterior"] - told[name])[rows]
-        limits = metrics.interval(gain, groups[rows], metrics.weighted_mean, DRAWS, 0)
-        low, high = limits or (np.nan, np.nan)
-        print(f"  log density at the true position, gain over {what}: "
-              f"{gain.mean():+.2f} ({low:+.2f} … {high:+.2f})")  # fmt: skip
     photos = photo_set.data.photos
     known = photos.minutes[np.isfinite(photos.minutes)]
     point = targets.time_point(known).mean(axis=0) if len(known) else np.zeros(2)
     height = photos.altitude[np.isfinite(photos.altitude)]
     print(f"  labels: times spread by {(1 - np.linalg.norm(point)):.2f} (0 alike, 1 all round the "
           f"clock), altitudes over {np.ptp(height) if len(height) else 0:.0f} m")  # fmt: skip
+
+
+def print_densities(table: dict[str, dict]) -> None:
+    """How good the recipe's densities are, averaged over the deals of the folds."""
+    for head in HEADS:
+        blocks = [one[head] for one in table[RECIPE]["metrics"] if one[head]["n"]]
+        if not blocks:
+            continue
+        held = [np.mean([block[f"coverage{level}"] for block in blocks]) for level in (50, 90)]
+        told = {
+            name: np.mean([block["log_likelihood"][name] for block in blocks])
+            for name in ("posterior", "head", "positions")
+        }
+        name = "position" if head == "gps" else head
+        print(f"  {name}: 50 and 90 % intervals hold {held[0]:.0%} and {held[1]:.0%}; log density "
+              f"at the truth {told['posterior']:.2f}, head alone {told['head']:.2f}, "
+              f"prior alone {told['positions']:.2f}; error of the more confident half over all "
+              f"{np.mean([half_ratio(block) for block in blocks]):.2f}")  # fmt: skip
+
+
+def half_ratio(block: dict) -> float:
+    """Error of the more confident half of the photos over that of all (a block of metrics)."""
+    return block["risk_coverage"][4] / max(block["risk_coverage"][-1], 1e-9)
+
+
+def changes(photo_set: PhotoSet, table: dict[str, dict]) -> dict[str, float]:
+    """How far the geometric mean of the position error moves on the same photos, as a share."""
+    recipe = table[RECIPE]["gps"]
+    moved = {
+        k: ratio(table[name]["gps"], recipe, photo_set.groups)[0] for k, name in OTHERS.items()
+    }
+    return {k: float(abs(value - 1)) for k, value in moved.items()}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -523,9 +522,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--photos", type=Path, default=ROOT.parent / "shared" / "photos",
                         help="a folder of sets, each with images/")  # fmt: skip
     parser.add_argument("--sets", nargs="*", help="only these (demo is one)")
+    parser.add_argument("--seeds", type=int, default=1, help="deals of the folds, averaged")
     parser.add_argument("--backbone", default=features.LITE0)
     parser.add_argument("--csv", type=Path, help="write the figures there too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        density.stop("--seeds must be at least 1")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -535,22 +538,28 @@ def main(argv: list[str] | None = None) -> int:
     sets = {n: p for n, p in sets.items() if p.is_dir() and (not args.sets or n in args.sets)}
     if not sets:
         density.stop("no set of photos: run make demo first, or name a folder by --photos")
-    begun, records = time.monotonic(), []
+    begun, records, moved = time.monotonic(), [], []
     for name, images in sets.items():
         photo_set = load(name, images, args.backbone)
 
         def show(row: str, name=name) -> None:
             print(f"{time.monotonic() - begun:6.0f} s  {name}: {row}", file=sys.stderr, flush=True)
 
-        table = rows_of(photo_set, show)
+        table = average([rows_of(photo_set, seed, show) for seed in range(args.seeds)])
         records += print_set(photo_set, table)
         print_verdicts(photo_set, table)
+        print_densities(table)
+        moved.append(changes(photo_set, table))
+        told = ", ".join(f"{what} {share:.1%}" for what, share in moved[-1].items())
+        print(f"  stability, the geometric mean moves by: {told}", flush=True)
+    told = ", ".join(f"{k} {np.median([share[k] for share in moved]):.1%}" for k in OTHERS)
+    print(f"\nstability, median over the sets: {told}")
     if args.csv:
         with density.write_atomically(args.csv, "w", newline="") as file:
             writer = csv.DictWriter(file, records[0])
             writer.writeheader()
             writer.writerows(records)
-    print(f"\n{time.monotonic() - begun:.0f} s; * best of the grouped folds; intervals: bootstrap "
+    print(f"{time.monotonic() - begun:.0f} s; * best of the grouped folds; intervals: bootstrap "
           "by group, 95 %; the best of many rows is partly luck")  # fmt: skip
     return 0
 

@@ -134,10 +134,13 @@ def labelled_neighbours(queries, gallery, photos: Photos) -> dict[str, np.ndarra
         "time": np.isfinite(photos.minutes),
         "altitude": np.isfinite(photos.altitude),
     }
-    most, near = max(KNN_SIZES), {}
-    for head, rows in ((head, np.flatnonzero(labelled)) for head, labelled in known.items()):
+    near, searched = {}, {}
+    for head, labelled in known.items():
+        rows, who = np.flatnonzero(labelled), labelled.tobytes()
+        if who not in searched and len(rows):  # mostly the same photos know all three labels
+            searched[who] = rows[nearest_features(queries, gallery[rows], max(KNN_SIZES))[1]]
         if len(rows):
-            near[head] = rows[nearest_features(queries, gallery[rows], most)[1]]
+            near[head] = searched[who]
     return near
 
 

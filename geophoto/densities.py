@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
 import density
 from geophoto.baselines import nearest_features
-from geophoto.mixtures import CANDIDATES, DRAWS, Grid, Ranges, draw_positions, position_points
+from geophoto.mixtures import (
+    CANDIDATES,
+    DRAWS,
+    Grid,
+    Ranges,
+    draw_positions,
+    line_points,
+    position_points,
+)
 from geophoto.photos import Photos
 from geophoto.targets import MINUTES_PER_DAY, Normalisation, decode, minutes_apart
 from geophoto.voices import (
@@ -72,28 +81,49 @@ def gather_evidence(
     gallery: dict | None,
     normalisation: Normalisation,
     asked: Photos | None = None,
+    searched: dict | None = None,
 ) -> Evidence:
-    """What is known of every photo of `prediction`; with `asked` their truths are known too."""
+    """What is known of every photo of `prediction`; with `asked` their truths are known too.
+    `searched` holds the neighbours among the photos that know one label for the next head."""
     own = values_of(head, decode(prediction, normalisation), normalisation)
     truth = np.full_like(own, np.nan)
     if asked is not None:
         truth = values_of(head, vars(asked), normalisation)
     labels = values_of(head, gallery, normalisation) if gallery is not None else own[:0]
-    known = np.flatnonzero(np.isfinite(labels if labels.ndim == 1 else labels[:, 0]))
+    known = np.flatnonzero(is_known(labels))
     if not len(known):  # none may be told, or there is none; positions have their centre
         prior = normalisation.centre[None] if head == "gps" else own[:0]
         away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
         return Evidence(np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away)
-    labels, rows = labels[known], (gallery or {})["features"][known]
-    similar, index, away = nearest_features(prediction["trunk"], rows, NEIGHBOURS)
+    labels, searched, who = labels[known], {} if searched is None else searched, known.tobytes()
+    if who not in searched:
+        features = (gallery or {})["features"][known]
+        searched[who] = nearest_features(prediction["trunk"], features, NEIGHBOURS)
+    similar, index, away = searched[who]
     prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
     return Evidence(similar.astype(float), labels[index], own, prior, truth, away)
 
 
+def gather_all(
+    prediction: dict,
+    gallery: dict | None,
+    normalisation: Normalisation,
+    asked: Photos | None = None,
+) -> dict[str, Evidence]:
+    """The evidence of every head; the gallery is searched once where all labels are known."""
+    searched: dict = {}
+    known = prediction, gallery, normalisation, asked
+    return {head: gather_evidence(head, *known, searched) for head in NAMES}
+
+
 def known_part(evidence: Evidence) -> np.ndarray:
     """Rows whose truth is known."""
-    truth = evidence.truth
-    return np.flatnonzero(np.isfinite(truth if truth.ndim == 1 else truth[:, 0]))
+    return np.flatnonzero(is_known(evidence.truth))
+
+
+def is_known(values: np.ndarray) -> np.ndarray:
+    """Which values of a head (N[, 3]) are known, (N,) bool."""
+    return np.isfinite(values if values.ndim == 1 else values[:, 0])
 
 
 # ---------------------------------------------------------------- one head
@@ -110,16 +140,20 @@ class HeadDensity:
     sure_error: float = math.nan  # of the held-out photos that are: km (geometric), minutes, m
 
     def weights(self, evidence: Evidence, space: Space) -> np.ndarray:
-        """Weights of the kernels (Q, J): those of the prior where a photo is unlike all others."""
+        """Weights of the kernels (Q, J): those of the prior where a photo is unlike all others;
+        of the floor where no label may be told."""
         unlike = np.clip((evidence.away / self.far - 1) / FADING, 0, 1)
-        weights = self.stack.weights(evidence.gate())
-        return self.stack.fall_back(weights, unlike, voice_of(space))
+        resort = voice_of(space) == (2 if len(evidence.prior) else 3)
+        return self.stack.fall_back(self.stack.weights(evidence.gate()), unlike, resort)
 
     def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
         """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, and
         whether it is confident."""
-        points, ranges = self.ranges(head, evidence, normalisation)
-        half, most = (ranges.distances(level) for level in self.levels)
+        parts = [
+            (points, *(ranges.distances(level) for level in self.levels))
+            for _, points, ranges in self.by_part(head, evidence, normalisation)
+        ]
+        points, half, most = (np.concatenate(column) for column in zip(*parts, strict=True))
         least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
         half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
         sure = (half <= self.sure_below) & (evidence.away <= self.far)
@@ -129,9 +163,19 @@ class HeadDensity:
         """DRAWS positions of each density, (Q, DRAWS, 3)."""
         return draw_positions(evidence, space, self.stack, self.weights(evidence, space))
 
-    def ranges(
+    def by_part(
         self, head: str, evidence: Evidence, normalisation: Normalisation
-    ) -> tuple[np.ndarray, Ranges]:
+    ) -> Iterator[tuple[Evidence, np.ndarray, Ranges]]:
+        """Points and ranges of some photos at a time, beside their evidence; altitudes on one line
+        for all."""
+        line = line_points(evidence) if head == "altitude" else None
+        for part in evidence.parts():
+            yield part, *self.ranges(head, part, normalisation, line)
+
+    def ranges(
+        self, head: str, evidence: Evidence, normalisation: Normalisation,
+        line: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, Ranges]:  # fmt: skip
         """Points of the densities, and how far from them their shares lie."""
         space = space_of(head, normalisation)
         if isinstance(space, Sphere):
@@ -139,7 +183,7 @@ class HeadDensity:
             points = position_points(evidence, draws, normalisation.centre)
             apart = density.arc_km(draws, points[:, None])
             return points, Ranges(apart, np.full(apart.shape, 1 / DRAWS), np.zeros(apart.shape))
-        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space))
+        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space), line)
         points = grid.medians()
         if grid.circular:
             apart = minutes_apart(grid.points, points[:, None])
@@ -154,11 +198,9 @@ def distance_of(
     head: str, a: np.ndarray, b: np.ndarray, normalisation: Normalisation
 ) -> np.ndarray:
     """Distance of values of a head: km, minutes or metres."""
-    if head == "gps":
-        return density.arc_km(a, b)
-    if head == "time":
-        return minutes_apart(a, b)
-    return np.abs(normalisation.altitude_m(a) - normalisation.altitude_m(b))
+    if head == "altitude":
+        return np.abs(normalisation.altitude_m(a) - normalisation.altitude_m(b))
+    return space_of(head, normalisation).apart(a, b)
 
 
 # ---------------------------------------------------------------- choices
@@ -168,11 +210,8 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
     """Fit a head on the evidence of held-out photos, one part for each trainer: the weights on
     all; intervals and confidence on parts that the weights were not fitted on. None without a
     single label."""
-    share = max(1, math.ceil(sum(len(known_part(part)) for part in parts) / MOST_FITTED))
-    cases = [
-        (part.take(known_part(part)[::share]), scale)
-        for part, scale in zip(parts, scales, strict=True)
-    ]
+    each = zip(parts, scales, strict=True)
+    cases = [(part.take(known_part(part)), scale) for part, scale in each]
     cases = [(part, scale) for part, scale in cases if len(part)]
     if not cases:
         return None
@@ -182,11 +221,12 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
     tables = []
     for i, (part, scale) in enumerate(cases):
         judge = dataclasses.replace(whole, stack=refit(whole.stack, kept, spaces, i))
-        points, ranges = judge.ranges(head, part, scale)
-        error = distance_of(head, points, part.truth, scale)
         plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
-        half = ranges.distances(LEVELS[0])
-        tables.append(np.stack([ranges.shares_within(error), half, error, plain]))
+        for some, points, ranges in judge.by_part(head, part, scale):
+            error = distance_of(head, points, some.truth, scale)
+            shares, half = ranges.shares_within(error), ranges.distances(LEVELS[0])
+            tables.append(np.stack([shares, half, error, plain[: len(some)]]))
+            plain = plain[len(some) :]
     shares, half, error, plain = np.concatenate(tables, axis=1)
     wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)
     levels = np.quantile(shares, wanted).tolist()
@@ -199,13 +239,23 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
 def fit_densities(asked: list[tuple[dict, dict | None, Photos, Normalisation]]) -> dict:
     """Densities of all heads from (prediction, gallery, photos, normalisation) of every trainer on
     photos that it had not seen."""
-    evidence = {
-        head: [gather_evidence(head, found, gallery, scale, photos)
-               for found, gallery, photos, scale in asked]
-        for head in NAMES
-    }  # fmt: skip
+    evidence: dict[str, list[Evidence]] = {}
+    for head in NAMES:
+        truths = [values_of(head, vars(photos), scale) for _, _, photos, scale in asked]
+        rows = thinned([np.flatnonzero(is_known(truth)) for truth in truths])
+        evidence[head] = [
+            gather_evidence(head, {k: v[few] for k, v in found.items()}, gallery, scale,
+                            photos.take(few))
+            for few, (found, gallery, photos, scale) in zip(rows, asked, strict=True)
+        ]  # fmt: skip
     views = np.concatenate([found["views"] for found, *_ in asked])
     return fit_on(evidence, [scale for *_, scale in asked], fit_temperature(views))
+
+
+def thinned(rows: list[np.ndarray]) -> list[np.ndarray]:
+    """Rows of held-out photos, evenly thinned to about MOST_FITTED in all parts together."""
+    share = max(1, math.ceil(sum(map(len, rows)) / MOST_FITTED))
+    return [part[::share] for part in rows]
 
 
 def fit_on(
@@ -297,13 +347,15 @@ def fit_temperature(views: np.ndarray) -> float:
 
 
 def answers_of(
-    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation
-) -> dict[str, np.ndarray]:
+    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation,
+    gathered: dict[str, Evidence] | None = None,
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Final answers for raw predictions: lat, lon, minutes and altitude with the half-widths of
     their 50 and 90 % intervals (km, minutes, metres) and whether they are confident, NaN where
     nothing was learned; the sun's elevation (degrees), how strange a photo is (1 = as far from
     the training photos as any held-out one) and the calibrated logits of the six views."""
     count = len(prediction["trunk"])
+    gathered = gathered or gather_all(prediction, gallery, normalisation)
     found = {"sun": decode(prediction, normalisation)["sun"]}
     found["views"] = prediction["views"] / densities["temperature"]
     found["strangeness"] = np.full(count, np.nan)
@@ -315,7 +367,7 @@ def answers_of(
         found[f"{head}_confident"] = np.zeros(count, bool)
         if one is None:
             continue
-        evidence = gather_evidence(head, prediction, gallery, normalisation)
+        evidence = gathered[head]
         answer = one.answer(head, evidence, normalisation)
         found[blank[-2]], found[blank[-1]] = answer["half50"], answer["half90"]
         found[f"{head}_confident"] = answer["confident"]
@@ -354,8 +406,9 @@ def hold_out(
     """What a fold leaves of the photos that it held out: answers, log densities at the truths (NaN
     without), and evidence for the densities of the final model."""
     likelihood, kept = {}, {}
+    gathered = gather_all(prediction, gallery, scale, asked)
     for head, one in densities["heads"].items():
-        evidence = gather_evidence(head, prediction, gallery, scale, asked)
+        evidence = gathered[head]
         known = known_part(evidence)
         kept[head] = vars(evidence.take(known[:: max(1, math.ceil(len(known) / MOST_KEPT))]))
         for name in LIKELIHOODS:
@@ -365,7 +418,7 @@ def hold_out(
             for name, values in found.items():
                 likelihood[f"{head}_{name}"][known] = values
     return {
-        "answers": answers_of(prediction, gallery, densities, scale),
+        "answers": answers_of(prediction, gallery, densities, scale, gathered),
         "log_likelihood": likelihood,
         "evidence": kept,
         "scale": vars(scale),
@@ -375,9 +428,11 @@ def hold_out(
 def combine_folds(results: list[dict]) -> dict:
     """The densities of the final model, from what all folds held out."""
     scales = [Normalisation(**result["scale"]) for result in results]
-    evidence = {
-        head: [Evidence(**result["evidence"][head]) for result in results] for head in NAMES
-    }
+    evidence = {}
+    for head in NAMES:
+        parts = [Evidence(**result["evidence"][head]) for result in results]
+        rows = thinned([np.arange(len(part)) for part in parts])
+        evidence[head] = [part.take(few) for part, few in zip(parts, rows, strict=True)]
     temperatures = [result["densities"]["temperature"] for result in results]
     return fit_on(evidence, scales, float(np.median(temperatures)))
 

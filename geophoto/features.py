@@ -351,14 +351,21 @@ def bounded_map(pool: ThreadPoolExecutor, work: Callable, items: list, ahead: in
 
 @dataclasses.dataclass
 class FrozenData:
-    """Cached features of the photos in use."""
+    """Cached features of the photos in use, read from disk by part."""
 
     photos: Photos
-    pooled: np.ndarray  # (N, F) float16, what the trunk sees
-    blocks: list[int]  # its parts, see PredictionHeads
-    rgb: StoredFeatures  # six grids per photo from column `first`
+    rgb: StoredFeatures  # what the trunk sees of RGB; six grids per photo from column `first`
+    depth: StoredFeatures | None  # what it sees of depth
+    blocks: list[int]  # the parts of what the trunk sees, see PredictionHeads
     first: int
     grid: int  # numbers per grid
+
+    def pooled(self, rows: np.ndarray) -> np.ndarray:
+        """What the trunk sees of some photos, (len(rows), F), float16."""
+        found = self.rgb.read(rows, slice(0, self.first))
+        if self.depth is None:
+            return found
+        return np.concatenate([found, self.depth.read(rows, slice(None))], axis=1)
 
     def grids(self, rows: np.ndarray) -> torch.Tensor:
         """The grids of all six views of some photos, (len(rows), 6, grid), float32."""
@@ -387,11 +394,10 @@ def frozen_features(
     kept = np.array([i for i in range(len(photos)) if i not in failed], int)
     if len(kept) < LEAST_PHOTOS:
         density.stop(f"only {len(kept)} photos could be read, at least {LEAST_PHOTOS} are needed")
-    rgb, every = rgb.take(kept), np.arange(len(kept))
-    first = rgb_width(network)
-    pooled = rgb.read(every, slice(0, first))
-    if depth is not None:
-        pooled = np.concatenate([pooled, depth.take(kept).read(every, slice(None))], axis=1)
+    depth = depth.take(kept) if depth is not None else None
     heads: Any = network.heads
-    data = FrozenData(photos.take(kept), pooled, heads.blocks, rgb, first, heads.grid_mean.numel())
+    first = rgb_width(network)
+    data = FrozenData(
+        photos.take(kept), rgb.take(kept), depth, heads.blocks, first, heads.grid_mean.numel()
+    )
     return data, {photos.names[i]: reason for i, reason in failed.items()}

@@ -23,7 +23,7 @@ from geophoto.baselines import (
     trivial_answers,
     validation_figures,
 )
-from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out
+from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out, thinned
 from geophoto.features import FrozenData
 from geophoto.network import PredictionHeads
 from geophoto.orientations import ORIENTATION_CLASSES, agree_views, turns_right
@@ -81,11 +81,11 @@ class HeadTrainer:
         self.targets = targets_of(data.photos, self.normalisation)
         self.trivial = trivial_answers(self.photos)
         self.heads = PredictionHeads(
-            data.blocks, data.grid, options["hidden"], len(data.pooled[0]) > data.first
+            data.blocks, data.grid, options["hidden"], data.depth is not None
         )
         seen = rows[:: max(1, len(rows) // 200)]
         some = rows[:: max(1, len(rows) // 4000)]
-        self.heads.fit_axes(pooled=data.pooled[some], grid=data.grids(seen).flatten(0, 1).numpy())
+        self.heads.fit_axes(pooled=data.pooled(some), grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
         self.axes, self.grid_axes = self.project()
         middle_m = self.normalisation.altitude_target(self.normalisation.altitude_median)
@@ -112,7 +112,7 @@ class HeadTrainer:
         views: list[torch.Tensor] = []
         for part in torch.arange(len(self.data.photos)).split(256):
             for found, name, features in (
-                (axes, "pooled", torch.from_numpy(self.data.pooled[part])),
+                (axes, "pooled", torch.from_numpy(self.data.pooled(part.numpy()))),
                 (views, "grid", self.data.grids(part.numpy())),
             ):
                 found.append(self.heads.project(name, features.to(self.precision.device)).cpu())
@@ -275,8 +275,9 @@ def rehearse(data: FrozenData, fold_of, fold: int, precision, options: dict, sha
         "densities": fit_densities(asked),
         "k": choose_knn(
             [
-                (trainer.neighbours(rows), trainer.photos, photos.take(rows))
+                (trainer.neighbours(few), trainer.photos, photos.take(few))
                 for trainer, rows in pairs
+                for few in thinned([rows])
             ]
         ),
     }

@@ -7,6 +7,7 @@ share of the density lies.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -34,10 +35,16 @@ class Grid:
         return float(self.points[1] - self.points[0])
 
     @classmethod
-    def of(cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray) -> Grid:
-        """Smooth the labels of each voice by its kernels, in the frequency domain."""
+    def of(
+        cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray,
+        line: np.ndarray | None = None,
+    ) -> Grid:  # fmt: skip
+        """Smooth the labels of each voice by its kernels, in the frequency domain; on `line`, or
+        one that holds the evidence."""
         circular = isinstance(space, Circle)
-        points = circle_points() if circular else line_points(evidence)
+        if line is None:
+            line = circle_points() if circular else line_points(evidence)
+        points = line
         count, cells = len(points), len(evidence)
         step = points[1] - points[0]
 
@@ -140,9 +147,14 @@ def choose(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.minimum(np.array(found).reshape(len(weights), -1), weights.shape[1] - 1)
 
 
-def position_points(evidence: Evidence, draws: np.ndarray, centre: np.ndarray) -> np.ndarray:
+def position_points(
+    evidence: Evidence,
+    draws: np.ndarray,
+    centre: np.ndarray,
+    cost: Callable[[np.ndarray], np.ndarray] = np.sqrt,
+) -> np.ndarray:
     """The candidate (a neighbour's place, the head's, the centre of the training photos) from
-    which the root of the distance is least on average, (Q, 3).
+    which the cost of the distance, its root, is least on average, (Q, 3).
 
     Between two gambles: least expected distance runs to the middle of everything that is
     possible, least expected log distance bets on one near photo.
@@ -151,5 +163,5 @@ def position_points(evidence: Evidence, draws: np.ndarray, centre: np.ndarray) -
     near = evidence.near[:, :CANDIDATES]
     tried = np.concatenate([near, evidence.head[:, None], middle[:, None]], axis=1)
     chords = 2 - 2 * np.clip(tried @ draws.transpose(0, 2, 1), -1, 1)  # squared
-    roots = np.arcsin(np.sqrt(chords) / 2) ** 0.5
-    return tried[np.arange(len(evidence)), roots.mean(axis=2).argmin(axis=1)]
+    costs = cost(np.arcsin(np.sqrt(chords) / 2))  # of half the angle: no matter for the choice
+    return tried[np.arange(len(evidence)), costs.mean(axis=2).argmin(axis=1)]

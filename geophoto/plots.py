@@ -77,19 +77,16 @@ def plot_position_errors(models: dict, path: Path) -> Path:
 
 def plot_map(models: dict, path: Path) -> Path:
     """True positions, and a line from each to its prediction."""
+    from matplotlib.collections import LineCollection
+
     figure, axes = new_figure(len(models), 5.6, 5.0)
     for axis, (name, (found, photos, _)) in zip(axes, models.items(), strict=True):
         rows = photos.placed
         lat, lon = photos.lat[rows], photos.lon[rows]
         guess_lat, guess_lon = found["answers"]["lat"][rows], found["answers"]["lon"][rows]
         near = np.abs(guess_lon - lon) < 180  # a line across the date line would cross the map
-        axis.plot(
-            np.stack([lon, guess_lon])[:, near],
-            np.stack([lat, guess_lat])[:, near],
-            color=COLOURS[name],
-            lw=0.6,
-            alpha=0.5,
-        )
+        ends = np.stack([[lon, lat], [guess_lon, guess_lat]]).transpose(2, 0, 1)[near]
+        axis.add_collection(LineCollection(ends, color=COLOURS[name], lw=0.6, alpha=0.5))
         axis.scatter(lon, lat, s=14, color="#222", zorder=3, label="true position")
         axis.scatter(guess_lon, guess_lat, s=9, color=COLOURS[name], zorder=2, label="prediction")
         axis.set_aspect(1 / max(math.cos(math.radians(float(np.mean(lat)))), 0.05), "datalim")

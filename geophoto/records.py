@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,17 +86,23 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 def write_geojson(path: Path, rows: list[dict]) -> None:
     """Write one point per prediction and, where the truth is known, a line from it (RFC 7946)."""
-    features = []
-    for row in rows:
-        place = [row["longitude"], row["latitude"]]
-        rest = {k: v for k, v in row.items() if k not in ("longitude", "latitude")}
-        features.append(feature("Point", place, {**rest, "kind": "prediction"}))
-        if row.get("true_latitude") is not None:
-            truth = [row["true_longitude"], row["true_latitude"]]
-            about = {"filename": row["filename"], "kind": "error", "error_km": row["error_km"]}
-            features.append(feature("LineString", [truth, place], about))
+
+    def features() -> Iterator[dict]:
+        for row in rows:
+            place = [row["longitude"], row["latitude"]]
+            rest = {k: v for k, v in row.items() if k not in ("longitude", "latitude")}
+            yield feature("Point", place, {**rest, "kind": "prediction"})
+            if row.get("true_latitude") is not None:
+                truth = [row["true_longitude"], row["true_latitude"]]
+                about = {"filename": row["filename"], "kind": "error", "error_km": row["error_km"]}
+                yield feature("LineString", [truth, place], about)
+
     with density.write_atomically(path, "w", encoding="utf-8") as file:
-        json.dump({"type": "FeatureCollection", "features": features}, file, ensure_ascii=False)
+        before = '{"type": "FeatureCollection", "features": ['
+        for found in features():  # one by one: memory does not grow with their number
+            file.write(before + json.dumps(found, ensure_ascii=False))
+            before = ", "
+        file.write("]}" if rows else before + "]}")
 
 
 def feature(kind: str, coordinates: list, properties: dict) -> dict:

@@ -8,6 +8,7 @@ stacked on photos that were held out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from geophoto.targets import MINUTES_PER_DAY, minutes_apart
 
 NEIGHBOURS = 64  # of the training photos that speak
 MOST_PRIOR = 2000  # training labels that the prior is made of, evenly thinned
+AT_ONCE = 256  # photos whose kernels, cells or draws are in memory together
 MOST_FITTED = 5000  # held-out photos that weights are fitted on
 TEMPERATURES = (0.05, 0.08, 0.12, 0.2, 0.4, 0.8)  # of the similarities; lower bets on one photo
 GATE_PENALTY = 10.0  # on the squared slopes of the gate
@@ -25,7 +27,27 @@ PSEUDO_COUNT = 0.5  # of every kernel, so that none is ruled out by few photos
 # ---------------------------------------------------------------- kernels
 
 
-class Sphere:
+class Space:
+    """Where the labels of a head live: how far two of them are apart, kernels of a width."""
+
+    NEAR: ClassVar[tuple[float, ...]]
+    HEAD: ClassVar[tuple[float, ...]]
+    PRIOR: ClassVar[tuple[float, ...]]
+    log_floor: float
+
+    def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def log_at(self, apart: np.ndarray, width: float) -> np.ndarray:
+        """Log density of a kernel so far from its middle."""
+        return -0.5 * (apart / width) ** 2 - np.log(width * np.sqrt(2 * np.pi))
+
+    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
+        """Log density at `a` of kernels on `b`; per km², minute or unit of the target."""
+        return self.log_at(self.apart(a, b), width)
+
+
+class Sphere(Space):
     """Positions as unit vectors; kernel widths in units of the spread of the training photos."""
 
     NEAR: ClassVar = tuple(np.geomspace(1e-5, 1, 9))
@@ -36,13 +58,16 @@ class Sphere:
         self.scale = scale_km
         self.log_floor = -np.log(4 * np.pi * density.EARTH_RADIUS_KM**2)
 
-    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-        """Log density per km² at `a` of kernels on `b`, unit vectors (..., 3)."""
+    def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Distance in km of unit vectors (..., 3)."""
+        return density.arc_km(a, b)
+
+    def log_at(self, apart: np.ndarray, width: float) -> np.ndarray:
         least = density.LEAST_RADIUS_KM
-        return density.kernel_log_per_km2(density.arc_km(a, b), max(width * self.scale, least))
+        return density.kernel_log_per_km2(apart, max(width * self.scale, least))
 
 
-class Circle:
+class Circle(Space):
     """Times of day in minutes; widths in minutes."""
 
     NEAR: ClassVar = (2.0, 6.0, 20.0, 60.0, 150.0, 300.0)
@@ -50,11 +75,11 @@ class Circle:
     PRIOR: ClassVar = (20.0, 60.0, 150.0)
     log_floor = -np.log(MINUTES_PER_DAY)
 
-    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-        return log_normal(minutes_apart(a, b), width)
+    def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return minutes_apart(a, b)
 
 
-class Line:
+class Line(Space):
     """Altitudes as standardised targets; widths in their units."""
 
     NEAR: ClassVar = (0.01, 0.03, 0.1, 0.3, 0.8)
@@ -62,15 +87,8 @@ class Line:
     PRIOR: ClassVar = (0.1, 0.3, 0.8)
     log_floor = -np.log(20.0)
 
-    def log_kernel(self, a: np.ndarray, b: np.ndarray, width: float) -> np.ndarray:
-        return log_normal(a - b, width)
-
-
-Space = Sphere | Circle | Line
-
-
-def log_normal(apart: np.ndarray, width: float) -> np.ndarray:
-    return -0.5 * (apart / width) ** 2 - np.log(width * np.sqrt(2 * np.pi))
+    def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return a - b
 
 
 def widths_of(space: Space) -> tuple[float, ...]:
@@ -102,7 +120,13 @@ class Evidence:
     def __len__(self) -> int:
         return len(self.head)
 
-    def take(self, rows: np.ndarray) -> Evidence:
+    def parts(self) -> Iterator[Evidence]:
+        """The same by AT_ONCE photos, at least one part: so that what is made of them, thousands
+        of numbers each, never lies in memory for all."""
+        for start in range(0, max(len(self), 1), AT_ONCE):
+            yield self.take(slice(start, start + AT_ONCE))
+
+    def take(self, rows: np.ndarray | slice) -> Evidence:
         names = ("similar", "near", "head", "truth", "away")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
@@ -117,26 +141,39 @@ class Evidence:
         lead = self.similar[:, 0] - self.similar[:, :10].mean(axis=1)
         return np.stack([self.similar[:, 0], lead], axis=1)
 
-    def kernel_logs(self, space: Space, temperature: float) -> np.ndarray:
-        """Log density of every kernel at the truth, (Q, J); -inf for a voice that is silent."""
-        logs = np.full((len(self), len(widths_of(space))), -np.inf)
-        shares = np.log(np.maximum(self.shares(temperature), 1e-300))
-        column = 0
-        for width in space.NEAR:
-            if self.similar.shape[1]:
-                apart = space.log_kernel(self.truth[:, None], self.near, width)
-                logs[:, column] = np.logaddexp.reduce(shares + apart, axis=1)
-            column += 1
-        for width in space.HEAD:
-            logs[:, column] = space.log_kernel(self.truth, self.head, width)
-            column += 1
-        for width in space.PRIOR:
-            if len(self.prior):
-                apart = space.log_kernel(self.truth[:, None], self.prior[None], width)
-                logs[:, column] = np.logaddexp.reduce(apart, axis=1) - np.log(len(self.prior))
-            column += 1
-        logs[:, column] = space.log_floor
+    def kernel_logs(
+        self, space: Space, temperature: float, others: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Log density of every kernel at the truth, (Q, J); -inf for a voice that is silent.
+        `others` are the other_logs, where they are known already."""
+        near = [part.near_logs(space, temperature) for part in self.parts()]
+        return np.hstack(
+            [np.concatenate(near), self.other_logs(space) if others is None else others]
+        )
+
+    def near_logs(self, space: Space, temperature: float) -> np.ndarray:
+        """Log density at the truth of the neighbours' kernels, (Q, len(NEAR))."""
+        logs = np.full((len(self), len(space.NEAR)), -np.inf)
+        if self.similar.shape[1]:
+            shares = np.log(np.maximum(self.shares(temperature), 1e-300))
+            apart = space.apart(self.truth[:, None], self.near)
+            for column, width in enumerate(space.NEAR):
+                logs[:, column] = np.logaddexp.reduce(shares + space.log_at(apart, width), axis=1)
         return logs
+
+    def other_logs(self, space: Space) -> np.ndarray:
+        """Log density at the truth of all other kernels, which no temperature changes."""
+        found = []
+        for part in self.parts():
+            silent = np.full(len(part), -np.inf)
+            apart = space.apart(part.truth, part.head)
+            columns = [space.log_at(apart, width) for width in space.HEAD]
+            apart = space.apart(part.truth[:, None], part.prior[None])
+            for width in space.PRIOR:
+                logs = np.logaddexp.reduce(space.log_at(apart, width), axis=1, initial=-np.inf)
+                columns.append(logs - np.log(len(part.prior)) if len(part.prior) else silent)
+            found.append(np.stack([*columns, np.full(len(part), space.log_floor)], axis=1))
+        return np.concatenate(found)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -195,10 +232,10 @@ class Stack:
         offset, slope = found.x[:count], found.x[count:].reshape(2, count)
         return cls(temperature, offset, slope, mean, std, gate.min(axis=0), gate.max(axis=0))
 
-    def fall_back(self, weights: np.ndarray, unlike: np.ndarray, voice: np.ndarray) -> np.ndarray:
-        """Weights (Q, J) moved to the prior's kernels by the share `unlike` (Q,)."""
-        prior = softmax(np.where(voice == 2, self.offset, -np.inf))
-        return weights + unlike[:, None] * (prior - weights)
+    def fall_back(self, weights: np.ndarray, unlike: np.ndarray, resort: np.ndarray) -> np.ndarray:
+        """Weights (Q, J) moved to the kernels `resort` (J,) by the share `unlike` (Q,)."""
+        last = softmax(np.where(resort, self.offset, -np.inf))
+        return weights + unlike[:, None] * (last - weights)
 
     def log_likelihood(self, logs: np.ndarray, gate: np.ndarray) -> np.ndarray:
         """Log density at the truths, (Q,)."""
@@ -211,10 +248,11 @@ def fit_stack(
 ) -> Stack:
     """The stack of the temperature that makes the truths of all parts most likely."""
     gate = np.concatenate([part.gate() for part in parts])
+    others = [part.other_logs(space) for part, space in zip(parts, spaces, strict=True)]
     found = []
     for temperature in temperatures:
-        each = zip(parts, spaces, strict=True)
-        logs = np.concatenate([part.kernel_logs(space, temperature) for part, space in each])
+        each = zip(parts, spaces, others, strict=True)
+        logs = np.concatenate([part.kernel_logs(space, temperature, o) for part, space, o in each])
         stack = Stack.fit(temperature, logs, gate)
         found.append((float(stack.log_likelihood(logs, gate).mean()), stack))
     return max(found, key=lambda one: one[0])[1]

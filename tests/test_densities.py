@@ -196,6 +196,62 @@ def test_what_was_never_learned_is_never_answered(missing):
         assert densities.likely_places(make_prediction(5), gallery, every, SCALE) == [[]] * 5
 
 
+@pytest.mark.parametrize("with_gallery", [True, False])
+def test_strangers_are_answered_by_what_is_said_without_looking(with_gallery):
+    """Far outside the training photos nothing is confident, and nothing is NaN."""
+    every, gallery = fitted(make_photos(60), with_gallery)
+    far = make_prediction(4, 3)
+    far["trunk"] = 100 * far["trunk"]
+    answers = densities.answers_of(far, gallery, every, SCALE)
+    assert all(np.isfinite(column).all() for column in answers.values())
+    assert (answers["strangeness"] > 1).all()
+    assert not any(answers[f"{head}_confident"].any() for head in densities.NAMES)
+    assert np.ptp(answers["minutes"]) == 0 or not with_gallery
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 23])
+def test_photos_are_answered_alike_however_many_are_in_memory_together(monkeypatch, at_once):
+    photos = make_photos(60)
+    every, gallery = fitted(photos)
+    asked = make_photos(23, seed=8)
+    whole = densities.hold_out(every, make_prediction(23, 3), gallery, asked, SCALE)
+    monkeypatch.setattr("geophoto.voices.AT_ONCE", at_once)
+    again, _ = fitted(photos)
+    for head, one in every["heads"].items():
+        assert again["heads"][head].levels == pytest.approx(one.levels, abs=1e-9)
+    parts = densities.hold_out(every, make_prediction(23, 3), gallery, asked, SCALE)
+    for block in ("answers", "log_likelihood"):
+        for name, column in whole[block].items():
+            assert parts[block][name] == pytest.approx(column, rel=1e-9, nan_ok=True), name
+
+
+def test_the_gallery_is_searched_once_for_heads_that_know_the_same_photos(monkeypatch):
+    searches, search, rng = [], densities.nearest_features, np.random.default_rng(0)
+
+    def counted(*about):
+        searches.append(len(about[1]))
+        return search(*about)
+
+    monkeypatch.setattr(densities, "nearest_features", counted)
+    for gaps, expected in (
+        ({}, 1),
+        ({"minutes": 10}, 2),
+        ({"minutes": 10, "altitude": 10}, 2),
+        ({"minutes": 10, "altitude": 20}, 3),
+    ):
+        columns = {name: 45 + rng.random(60) for name in ("lat", "lon", "minutes", "altitude")}
+        for name, unknown in gaps.items():
+            columns[name][:unknown] = np.nan
+        photos = make_photos(60, **columns)
+        searches.clear()
+        gallery = densities.gallery_of(make_prediction(60)["trunk"], photos)
+        found = densities.gather_all(make_prediction(5, 3), gallery, SCALE)
+        assert len(searches) == expected
+        for head, evidence in found.items():
+            alone = densities.gather_evidence(head, make_prediction(5, 3), gallery, SCALE)
+            assert (alone.near == evidence.near).all() and (alone.away == evidence.away).all()
+
+
 def test_densities_survive_a_checkpoint(tmp_path):
     every, gallery = fitted(make_photos(60))
     checkpoints.save(tmp_path / "d.pth", {"densities": densities.as_plain(every)})

@@ -111,6 +111,6 @@ def test_what_is_unlike_all_others_gets_the_weights_of_the_prior():
     stack = voices.fit_stack([circle_evidence(100, 4)], [Circle()])
     voice = voices.voice_of(Circle())
     weights = stack.weights(circle_evidence(3, 5).gate())
-    moved = stack.fall_back(weights, np.array([0.0, 0.5, 1.0]), voice)
+    moved = stack.fall_back(weights, np.array([0.0, 0.5, 1.0]), voice == 2)
     assert moved[0] == pytest.approx(weights[0]) and moved.sum(axis=1) == pytest.approx(1)
     assert moved[2, voice == 2].sum() == pytest.approx(1)
