@@ -1,7 +1,9 @@
-"""Where, when and how each photo was taken: one table row per image file, from its header alone.
+"""Where, when and how each photo was taken: one table row per image file, from its header and the
+XMP sidecar or Google Takeout file beside it.
 
 Reads data/images/ (any tree of JPEG, PNG, BMP, TIFF, WebP, AVIF and HEIC files; never changes one),
-writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read again.
+writes data/exif_data.json and data/exif_data.csv. Unchanged files are not read again. What every
+column, source and warning means: data/README.md.
 
     python exif_extractor.py
     python exif_extractor.py --image-dir ~/Pictures --data-dir trip --geojson
@@ -53,6 +55,16 @@ WORKERS = min(os.cpu_count() or 1, 8)  # reading processes; reading headers is m
 # ---------------------------------------------------------------- summary
 
 
+MEANINGS = {  # of warnings that change labels
+    "clock_elsewhere": "the camera ran on another place's clock: see datetime_at_place",
+    "fix_stale": "the GPS fix was old: UTC follows the camera's clock and the zone of the position",
+    "date_doubtful": "dates before 1826 or after next year are no time",
+    "gps_differs": "the sidecar, which counts, is more than 1 km from the position in EXIF",
+    "sidecar_damaged": "of the XMP sidecar only what stands before the damage was read",
+    "takeout_damaged": "what is wrong in the photo's Takeout file was left out",
+}
+
+
 class Summary:
     """Counts over the rows, kept small: 8 bytes a photo, no rows."""
 
@@ -64,7 +76,8 @@ class Summary:
         self.counts: Counter = Counter()  # of photos, and of each column that is known
         self.cameras: Counter = Counter()
         self.orientations: Counter = Counter()
-        self.sources: Counter = Counter()
+        self.gps_sources: Counter = Counter()
+        self.utc_sources: Counter = Counter()
         self.warnings: Counter = Counter()
         self.unreadable: list[str] = []
         self.moments = array("q")
@@ -79,8 +92,10 @@ class Summary:
         self.orientations[
             row["orientation"] or ("no class" if row["orientation_tag"] else "no tag")
         ] += 1
+        if row["gps_source"]:
+            self.gps_sources[row["gps_source"]] += 1
         if row["utc_source"]:
-            self.sources[row["utc_source"]] += 1
+            self.utc_sources[row["utc_source"]] += 1
         if row["camera_model"] or row["camera_make"]:
             self.cameras[row["camera_make"], row["camera_model"]] += 1
         if row["status"] == "unreadable":
@@ -113,10 +128,11 @@ class Summary:
         count = self.counts
         told = [
             f"{count['photos']} photos: {count['ok']} with metadata, {count['no_exif']} without, "
-            f"{count['unreadable']} unreadable",
-            f"  position {count['gps_latitude']}  altitude {count['gps_altitude']}  "
-            f"time {count['datetime']}  UTC {count['datetime_utc']}"
-            + "".join(f"  {name} {self.sources[name]}" for name in sorted(self.sources)),
+            + f"{count['empty_exif']} with none of use, " * (count["empty_exif"] > 0)
+            + f"{count['unreadable']} unreadable",
+            f"  position {count['gps_latitude']}{_listed(self.gps_sources)}  "
+            f"altitude {count['gps_altitude']}  time {count['datetime']}  "
+            f"UTC {count['datetime_utc']}{_listed(self.utc_sources)}",
             "  orientation: " + ", ".join(
                 f"{name} {self.orientations[name]}"
                 for name in (*ORIENTATION_CLASSES, "no class", "no tag") if self.orientations[name]
@@ -136,9 +152,16 @@ class Summary:
             told.append(
                 "  warnings: " + ", ".join(f"{code} {n}" for code, n in self.warnings.most_common())
             )
+        told += [f"    {c}: {meaning}" for c, meaning in MEANINGS.items() if self.warnings[c]]
+        if guesses := self.gps_sources["estimate"]:
+            told.append(f"  {guesses} positions are estimates that these scripts wrote: no labels")
         told += [f"  unreadable: {line}" for line in self.unreadable]
         rest = count["unreadable"] - len(self.unreadable)
         return told + [f"  … and {rest} more: see status and warnings in the table"] * (rest > 0)
+
+
+def _listed(counts: Counter) -> str:
+    return f" ({', '.join(f'{k} {n}' for k, n in sorted(counts.items()))})" if counts else ""
 
 
 def outermost(vectors: list[tuple]) -> list[tuple]:

@@ -195,8 +195,9 @@ def zones_missing() -> list[str]:
 
 
 def lacks_zone(row: dict) -> bool:
-    """Whether missing zone data left a time of a placed photo empty."""
-    known = row["gps_latitude"] is not None and (row["datetime"] or row["datetime_utc"])
+    """Whether missing zone data left the time at a photo's place empty, and perhaps its UTC."""
+    timed = row["datetime"] or row["datetime_utc"]
+    known = timed and row["gps_latitude"] is not None
     return bool(known and not row["datetime_at_place"] and zones_missing())
 
 

@@ -245,7 +245,8 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         row["gps_clock"] = row["gps_clock"] or _xmp_clock(source)
         row["camera_make"] = row["camera_make"] or source.get("tiff:Make")
         row["camera_model"] = row["camera_model"] or source.get("tiff:Model")
-    row["image_width"], row["image_height"] = photo.width or None, photo.height or None
+    if min(photo.width or 0, photo.height or 0) > 0:
+        row["image_width"], row["image_height"] = photo.width, photo.height
     turn = main.get(tags.TURN)
     if turn is None and "tiff:Orientation" in xmp:  # of TIFF, where decoders mind it
         turn = xmp["tiff:Orientation"].encode()
@@ -254,7 +255,7 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
     elif photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif):
         row["status"] = "empty_exif"
     _add_orientation(row, photo, turn, warnings)
-    if row["image_width"] is None or row["image_height"] is None:
+    if row["image_width"] is None:
         warnings.append("no_size")
     row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
     return row

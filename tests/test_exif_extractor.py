@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import quietly
-from exif_files import SCRIPT, exif_bytes, folder, gps_of, save
+from exif_files import SCRIPT, exif_bytes, folder, gps_of, save, xmp_of
 
 import density
 import depth_map_generator
@@ -227,6 +227,38 @@ def test_command_line_end_to_end(tmp_path):
     assert "Exit codes" in run_script("--help").stdout
 
 
+def test_the_summary_counts_sources_and_says_what_doubts_mean(tmp_path):
+    images, noon = tmp_path / "images", b"2024:01:18 12:00:00"
+    place = gps_of(48.2, 16.37)
+    old = {7: ((3, 1), (7, 1), (0, 1)), 29: b"2024:01:18"}
+    guess = {27: b"estimate: rgb"}
+    save(images / "1.jpg", exif_bytes({}, {0x9003: noon, 0x9011: b"-05:00"}, place))
+    save(images / "2.jpg", exif_bytes({}, {0x9003: noon}, place | old))
+    save(images / "3.jpg", exif_bytes({}, {0x9003: b"2563:01:18 12:00:00"}, place | guess))
+    save(images / "4.jpg", exif_bytes({0x0131: b"Editor"}))
+    save(images / "5.jpg", exif_bytes({}, {0x9003: noon}, place))
+    (images / "5.jpg.xmp").write_bytes(
+        xmp_of({"exif:GPSLatitude": "10N", "exif:GPSLongitude": "20E"})
+    )
+    save(images / "6.jpg")
+    told = {"photoTakenTime": {"timestamp": "1630106806"}}
+    (images / "6.jpg.json").write_text(json.dumps(told))
+    save(images / "7.jpg")
+    lines = exif_extractor.extract(images, tmp_path, 1)["lines"]
+    assert lines[0] == "7 photos: 5 with metadata, 1 without, 1 with none of use, 0 unreadable"
+    assert "position 4 (estimate 1, exif 2, sidecar 1)" in lines[1]
+    assert "UTC 4 (offset_tag 1, position_timezone 2, takeout 1)" in lines[1]
+    for code in ("clock_elsewhere", "fix_stale", "date_doubtful", "gps_differs"):
+        assert f"    {code}: {exif_extractor.MEANINGS[code]}" in lines
+        assert any(f"{code} 1" in line for line in lines)
+    assert "  1 positions are estimates that these scripts wrote: no labels" in lines
+    assert not any("sidecar_damaged" in line or "takeout" in line for line in lines[2:])
+    with open(tmp_path / "exif_data.csv", encoding="utf-8", newline="") as file:
+        sheet = {row["filename"]: row for row in csv.DictReader(file)}
+    assert sheet["1.jpg"]["datetime_at_place"] == "2024-01-18T18:00:00"
+    assert sheet["4.jpg"]["status"] == "empty_exif" and sheet["7.jpg"]["status"] == "no_exif"
+
+
 def test_rounding_hides_places_also_from_the_sun(tmp_path):
     images = tmp_path / "images"
     for number in range(12):
@@ -302,10 +334,10 @@ def test_missing_time_zone_data_is_said_once_and_made_up_for(tmp_path):
     for count in (6, 3):  # said in every run, as those rows are tried again
         printed = run_without_zones(images, data)
         assert printed.count("pip install tzdata") == 1 and f"{count} files read" in printed
-        assert "UTC 1  offset_tag 1" in printed
+        assert "UTC 1 (offset_tag 1)" in printed
     done = run_script("--image-dir", images, "--data-dir", data)
     assert "tzdata" not in done.stdout and "3 files read, 3 unchanged" in done.stdout
-    assert "UTC 4  offset_tag 1  position_timezone 3" in done.stdout
+    assert "UTC 4 (offset_tag 1, position_timezone 3)" in done.stdout
 
 
 def in_the_way(data: Path, kind: str) -> dict:

@@ -403,3 +403,37 @@ def test_exif_that_holds_nothing_of_use_has_a_status_of_its_own(tmp_path):
     for suffix in ("jpg", "png", "tif", "bmp", "webp"):
         assert read(save(tmp_path / f"d.{suffix}"))["status"] == "no_exif"
     assert read(save(tmp_path / "e.jpg", exif_bytes({0x010F: b"Maker"})))["status"] == "ok"
+
+
+# ---------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size"),
+    [(4, 3, (4, 3)), (4, -3, (4, 3)), (-4, 3, None), (-4, -3, None), (0, 3, None), (4, 0, None),
+     (-(2**31), 3, None)],
+)  # fmt: skip
+@pytest.mark.parametrize("header", [40, 108, 124])
+def test_a_size_is_positive_or_none(tmp_path, width, height, size, header):
+    info = struct.pack("<IiiHH", header, width, height, 1, 24) + bytes(header - 16)
+    (tmp_path / "a.bmp").write_bytes(b"BM" + struct.pack("<IHHI", 102, 0, 0, 54) + info + bytes(48))
+    row = read(tmp_path / "a.bmp")
+    assert (row["image_width"], row["image_height"]) == (size or (None, None))
+    assert codes(row) == (set() if size else {"no_size"})
+    assert row["status"] == "no_exif"
+
+
+@pytest.mark.parametrize("size", [(0, 40), (64, 0), (-64, 40), (64, -40)])
+def test_tiff_and_jpeg_of_no_size(tmp_path, size):
+    ifd = struct.pack("<2sHIH", b"II", 42, 8, 2)
+    ifd += struct.pack("<HHIi", 0x100, 9, 1, size[0]) + struct.pack("<HHIi", 0x101, 9, 1, size[1])
+    (tmp_path / "a.tif").write_bytes(ifd + bytes(4))
+    row = read(tmp_path / "a.tif")
+    assert (row["image_width"], codes(row)) == (None, {"no_size"})
+    path = save(tmp_path / "a.jpg")
+    data = bytearray(path.read_bytes())
+    frame = data.index(b"\xff\xc0") + 5
+    data[frame : frame + 4] = struct.pack(">HH", max(size[1], 0), max(size[0], 0))
+    path.write_bytes(data)
+    row = read(path)
+    assert (row["image_width"], row["image_height"], codes(row)) == (None, None, {"no_size"})
