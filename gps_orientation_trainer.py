@@ -7,7 +7,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
     python gps_orientation_trainer.py
     python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
     python gps_orientation_trainer.py --mode finetune --image-size 512   # end to end, with a GPU
-    torchrun --nproc_per_node=2 gps_orientation_trainer.py --mode finetune   # with two
+    torchrun --nproc_per_node=2 gps_orientation_trainer.py   # with two, in either mode
 """
 
 import argparse
@@ -26,7 +26,7 @@ from density import file_sha256, next_command
 from geophoto import backbones, checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
-from geophoto.devices import Precision, processes, rank, together
+from geophoto.devices import Precision, part_company, processes, rank, together
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
 from geophoto.targets import HEADS
@@ -78,13 +78,22 @@ def train_models(
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
-    scores = {}
-    for name in wanted:
-        target = checkpoint_dir / f"best_gps_model_{name}.pth"
+
+    def start(name: str) -> GPSPredictionNet:
         network = create_network(backbone, name == "depth", options["seed"])
         options["weights"] = backbones.load_backbone_weights(
             network, checkpoint_dir, pretrained, weights, print
         )
+        return network
+
+    if options["mode"] == "frozen" and processes() > 1:
+        for name in wanted:
+            features.frozen_features(photos, name, start(name), data_dir, precision, options, bar)
+        if not part_company():
+            return
+    scores = {}
+    for name in wanted:
+        target, network = checkpoint_dir / f"best_gps_model_{name}.pth", start(name)
         identity = checkpoints.run_identity(photos, table_sha256, name, backbone, options)
         finished = checkpoints.finished_score(target, identity, options["epochs"])
         scores[name] = None if overwrite else finished
@@ -395,8 +404,6 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
         name: getattr(args, name)
         for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
     }
-    if frozen and processes() > 1:
-        density.stop("frozen mode trains in one process: start it without torchrun")
     if not frozen:
         names = ("head_rate", "freeze_stages", "ema_decay", *checkpoints.UNIMPORTANT)
         options |= {name: getattr(args, name) for name in names} | {"processes": processes()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 import density
 from geophoto.depth_maps import depth_file, load_depth_map
-from geophoto.devices import Precision
+from geophoto.devices import Precision, from_all, from_first, processes, rank
 from geophoto.network import (
     SCALES,
     GPSPredictionNet,
@@ -33,6 +34,7 @@ from geophoto.pictures import open_upright
 
 FEATURES = 4  # version of the cached features; raised when the same photo gives others
 CACHE_ROWS = 32  # photos whose features are written to disk together
+PART = "part-{}"  # folder of what one process of several has computed
 
 # ---------------------------------------------------------------- inputs
 
@@ -120,6 +122,24 @@ class FeatureCache:
             self.row_of[key] = self.count
             self.count += 1
 
+    def take_in_parts(self) -> None:
+        """Append what other processes have left in folders of their own, and remove these."""
+        for folder in sorted(self.data.parent.glob(PART.format("*"))):
+            part = FeatureCache(folder, self.width)
+            every = StoredFeatures(part, list(part.row_of.values()))
+            keys = list(part.row_of)
+            for rows in np.array_split(np.arange(len(keys)), len(keys) // CACHE_ROWS + 1):
+                new = np.array([row for row in rows if keys[row] not in self.row_of], int)
+                if len(new):
+                    self.append([keys[row] for row in new], every.read(new, slice(None)))
+            part.close()
+            shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self.lock is not None:
+            self.lock.close()
+
 
 def lock_folder(folder: Path):
     """Keep other runs out for as long as the returned file is open: two would mix up the rows."""
@@ -167,7 +187,6 @@ def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar)
     """Make sure that every photo has its row: what the trunk reads of RGB, then six grids."""
     backbone = network.rgb_branch
     width = rgb_width(network) + len(ORIENTATION_CLASSES) * network.heads.grid_mean.numel()
-    cache = FeatureCache(folder, width)
 
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         grids = grid_features(backbone, inputs["views"].flatten(0, 1))
@@ -177,13 +196,13 @@ def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar)
         return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
 
     keys = [(name, *file_key(file)) for name, file in zip(photos.names, photos.files, strict=True)]
-    return fill_cache(cache, keys, load, features, precision, bar, "RGB features")
+    return fill_cache((folder, width), keys, load, features, precision, bar, "RGB features")
 
 
 def cached_depth(network, photos: Photos, folder: Path, size: int, precision, data_dir: Path, bar):
     """The same for depth maps: pooled features (2C)."""
     backbone = network.depth_branch
-    cache = FeatureCache(folder, 2 * backbone.num_features)
+    place = folder, 2 * backbone.num_features
     maps = [depth_file(data_dir, name) for name in photos.names]
 
     def load(i: int) -> dict[str, torch.Tensor]:
@@ -193,12 +212,31 @@ def cached_depth(network, photos: Photos, folder: Path, size: int, precision, da
         return depth_features(backbone, inputs["depth"])
 
     keys = [(name, *file_key(file)) for name, file in zip(photos.names, maps, strict=True)]
-    return fill_cache(cache, keys, load, features, precision, bar, "depth features")
+    return fill_cache(place, keys, load, features, precision, bar, "depth features")
 
 
-def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable, title: str):
-    """Compute what the cache lacks; returns the features and the failed photos with reasons."""
-    missing = [i for i, key in enumerate(keys) if key not in cache.row_of]
+def fill_cache(place: tuple, keys, load, features, precision: Precision, bar, title: str):
+    """Compute what the cache (its folder, the width of a row) lacks; returns the features and the
+    failed photos with reasons. Of several processes each computes a part in a folder of its own;
+    the first then has them all."""
+    folder, width = place
+    cache = FeatureCache(folder / PART.format(rank()) if rank() else folder, width)
+    cache.take_in_parts()  # of a run that was interrupted
+    missing = from_first([i for i, key in enumerate(keys) if key not in cache.row_of])
+    own = missing[rank() :: processes()]
+    found = compute_rows(cache, own, keys, load, features, precision, bar, title)
+    if rank():
+        cache.close()
+    failed = {i: reason for part in from_all(found) for i, reason in part.items()}
+    if not rank():
+        cache.take_in_parts()
+    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+
+
+def compute_rows(
+    cache: FeatureCache, missing: list[int], keys, load, features, precision: Precision, bar, title
+) -> dict[int, str]:
+    """Append the features of the photos `missing`; returns those that failed with reasons."""
     failed: dict[int, str] = {}
 
     def try_load(i: int):
@@ -224,7 +262,7 @@ def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable,
                 rows, done = [], []
     if rows:
         cache.append(done, np.stack(rows))
-    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+    return failed
 
 
 def bounded_map(pool: ThreadPoolExecutor, work: Callable, items: list, ahead: int) -> Iterator:
@@ -270,7 +308,8 @@ def frozen_features(
     options: dict, bar: Callable,
 ) -> tuple[FrozenData, dict[str, str]]:  # fmt: skip
     """Features of all photos that can be read, from the cache or made now, and the names of the
-    others with reasons. `bar` wraps an iterable as tqdm does."""
+    others with reasons. `bar` wraps an iterable as tqdm does. Of several processes each makes a
+    part, and only the first can read them."""
     network.to(precision.device, memory_format=torch.channels_last).eval()
     backbone, size = network.config["backbone"], options["image_size"]
     name = f"{backbone}-{options['weights']}-{size}-v{FEATURES}"

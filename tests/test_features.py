@@ -91,6 +91,34 @@ def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut,
     assert_cache_is_right(last)
 
 
+@pytest.mark.parametrize("cut", [0, 1, 5])
+def test_parts_of_other_processes_are_taken_in_once(tmp_path, cut):
+    """What two others left, one of them cut off in the middle of a row, and a row known twice."""
+    width, keys = 3, [(f"{i}.jpg", 1, 2) for i in range(80)]
+    for folder, mine in (("", keys[:3]), ("part-1", keys[2:70]), ("part-2", keys[70:])):
+        cache = features.FeatureCache(tmp_path / folder, width)
+        cache.append(mine, np.stack([row_for(name, width) for name, *_ in mine]))
+        cache.close()
+    os.truncate(cache.data, cache.data.stat().st_size - cut)
+    whole = features.FeatureCache(tmp_path, width)
+    whole.take_in_parts()
+    lost = 1 if cut else 0
+    assert list(whole.row_of) == keys[: len(keys) - lost] and whole.count == len(keys) - lost
+    assert_cache_is_right(whole)
+    assert not list(tmp_path.glob("part-*"))
+    whole.take_in_parts()
+    whole.close()
+    assert features.FeatureCache(tmp_path, width).row_of == whole.row_of
+
+
+def test_a_part_in_use_ends_the_run(tmp_path, capsys):
+    part = features.FeatureCache(tmp_path / "part-1", 3)
+    with pytest.raises(SystemExit) as end:
+        features.FeatureCache(tmp_path, 3).take_in_parts()
+    assert end.value.code == 2 and "another training is using" in capsys.readouterr().err
+    part.close()
+
+
 def test_cache_forgets_a_photo_that_changed(tmp_path):
     file = tmp_path / "a.jpg"
     file.write_bytes(b"one")
