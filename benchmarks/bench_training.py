@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 import evaluate_gps_model  # noqa: E402
 import gps_orientation_trainer as trainer  # noqa: E402
 from density import file_sha256  # noqa: E402
-from geophoto import checkpoints, devices, features, frozen  # noqa: E402
+from geophoto import backbones, checkpoints, devices, features, frozen  # noqa: E402
 from geophoto.network import PredictionHeads, create_network  # noqa: E402
 from geophoto.orientations import ORIENTATION_CLASSES  # noqa: E402
 from geophoto.photos import Photos  # noqa: E402
@@ -77,7 +77,7 @@ def made_up(count: int, folder: Path) -> features.FrozenData:
         camera=np.full(count, "camera"),
         files=[Path(f"{i}.jpg") for i in range(count)],
     )
-    heads = create_network(features.LITE0, False, 0).heads
+    heads = create_network(backbones.LITE0, False, 0).heads
     first, grid = sum(heads.blocks), heads.grid_mean.numel()
     cache = features.FeatureCache(folder, first + len(ORIENTATION_CLASSES) * grid)
     for part in np.array_split(np.arange(count), count // 500 + 1):
@@ -160,7 +160,7 @@ def run(count: int, epochs: int) -> None:
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
     with tempfile.TemporaryDirectory() as made, contextlib.ExitStack() as patches:
         folder = Path(made)
-        data, network = made_up(count, folder / "cache"), create_network(features.LITE0, False, 0)
+        data, network = made_up(count, folder / "cache"), create_network(backbones.LITE0, False, 0)
         write_photos(data.photos, folder)
         patches.enter_context(mock.patch.object(features, "frozen_features", lambda *_: (data, {})))
         clock = Clock()

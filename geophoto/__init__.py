@@ -19,7 +19,8 @@
     targets        labels ↔ what a network learns; losses
     devices        device, number format, processes of torchrun
     network        GPSPredictionNet: backbones, trunk, heads
-    features       pretrained weights; photos → inputs → frozen features and their cache
+    backbones      pretrained weights: sources, and whether they fit
+    features       photos → inputs → frozen features and their cache
     baselines      errors; trivial answers and nearest neighbours, which a model must beat
     voices         neighbours, head and prior as kernels, and their stacked weights
     mixtures       mixtures of kernels as cells or draws: points and ranges

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -76,6 +77,22 @@ def from_first(work: Callable[[], T]) -> T:
     return found[0]
 
 
+def from_all(value: Any) -> list:
+    """What every process gives, in all of them, in the order of their ranks."""
+    if processes() == 1:
+        return [value]
+    held = [None] * processes()
+    torch.distributed.all_gather_object(held, value)
+    return held
+
+
+def part_company() -> bool:
+    """End the work in several processes; True in the first, which goes on alone."""
+    first = rank() == 0
+    torch.distributed.destroy_process_group()
+    return first
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Under torchrun: join the other processes; all but the first are silent."""
@@ -85,11 +102,13 @@ def together() -> Iterator[None]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if cuda else "gloo")
+    patience = timedelta(days=1)  # a part of 100,000 photos may take hours longer than another
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", timeout=patience)
     try:
         with open(os.devnull, "w") as nowhere:
             quiet = contextlib.redirect_stdout(nowhere) if rank() else contextlib.nullcontext()
             with quiet:
                 yield
     finally:
-        torch.distributed.destroy_process_group()
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

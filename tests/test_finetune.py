@@ -133,12 +133,35 @@ def test_two_processes_train_like_one_with_twice_the_batch(photo_set, tmp_path):
         torch.testing.assert_close(value, models[1]["model"][key], rtol=1e-3, atol=1e-4)
 
 
-def test_frozen_mode_refuses_torchrun(monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "processes", lambda: 2)
-    with pytest.raises(SystemExit) as end:
-        trainer.resolve_options(trainer.parse_args(["--mode", "frozen"]),
-                                devices.Precision("fp32", "cpu"))  # fmt: skip
-    assert end.value.code == 2 and "without torchrun" in capsys.readouterr().err
+def test_two_processes_share_frozen_features(photo_set, tmp_path):
+    """Each its own part of the cache; the heads that the first trains on them are the same."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29532")
+    held = []
+    for name, start in (("one", ()), ("two", launcher)):
+        data, checkpoints = copy_data(photo_set, tmp_path / name), tmp_path / name / "c"
+        rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+        lost = next(row["filename"] for row in rows if row["gps_latitude"] is not None)
+        (data / "images" / lost).write_bytes(b"\xff\xd8 no photo")
+        arguments = training_arguments(data, checkpoints, "--mode", "frozen", "--inputs", "rgb")
+        arguments[arguments.index("--epochs") + 1] = "2"
+        script = str(REPOSITORY / "gps_orientation_trainer.py")
+        done = subprocess.run(
+            [sys.executable, *start, script, *map(str, arguments)],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"wrote {checkpoints}") == 1  # one process speaks
+        assert done.stdout.count(f"left out: {lost}: ") == 1
+        assert not list((data / "cache").glob("*/*/part-*"))  # all is in one cache
+        (rows,) = (data / "cache").glob("*/rgb/index.jsonl")
+        lines = rows.read_text(encoding="utf-8").splitlines()
+        assert len(lines) == len(set(lines))
+        content = torch.load(checkpoints / "best_gps_model_rgb.pth", weights_only=True)
+        held.append((sorted(lines), content["held_out"]["answers"], content["model"]))
+    assert [json.loads(line)[0] for line in held[0][0]] == [json.loads(x)[0] for x in held[1][0]]
+    for part in (1, 2):
+        for key, value in held[0][part].items():
+            assert torch.equal(value.nan_to_num(), held[1][part][key].nan_to_num()), key
 
 
 def finetune_arguments(data, checkpoints, *more) -> list[str]:
