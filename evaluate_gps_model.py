@@ -32,7 +32,7 @@ from geophoto.plots import (
     plot_position_errors,
 )
 from geophoto.records import groups_of, prediction_rows, write_geojson, write_rows
-from geophoto.report import table_rows, write_report
+from geophoto.report import interval_rows, table_rows, write_report
 from geophoto.table import read_table
 
 # ---------------------------------------------------------------- settings
@@ -102,6 +102,9 @@ def evaluate(
     figures = draw_figures(models, metrics, image_dir, output_dir)
     write_report(output_dir / "report.html", metrics, sentences, figures, about)
     print_table(table_rows(metrics))
+    print()
+    print_table(interval_rows(metrics))
+    print()
     for line in sentences:
         print(line)
     print(f"wrote {output_dir}/metrics.json, predictions.csv, predictions.geojson and plots")
@@ -168,7 +171,6 @@ def findings(metrics: dict, difference: dict) -> list[str]:
                     f"{told['posterior']:.2f}, with the head's point alone {told['head']:.2f}, "
                     f"with the training positions alone {told['positions']:.2f} (higher is better)."
                 )
-        lines += interval_findings(TITLES[model], block)
         if block["sun"]["n"]:
             lines.append(
                 f"{TITLES[model]}: mean error of the sun's elevation "
@@ -189,23 +191,6 @@ def findings(metrics: dict, difference: dict) -> list[str]:
             f"Adding depth changes the {what} by {signed(value, show)} on the same "
             f"{block['n']} photos " + (f"({between}): {verdict}." if limits else "(one group).")
         )
-    return lines
-
-
-def interval_findings(model: str, block: dict) -> list[str]:
-    """What the intervals of one model are worth, and when it is confident."""
-    heads = {"gps": "positions", "time": "times", "altitude": "altitudes"}
-    units = {"gps": distance_label, "time": "{:.0f} min".format, "altitude": "{:.0f} m".format}
-    known = {head: name for head, name in heads.items() if block[head]["n"]}
-    held = ", ".join(
-        f"{block[head]['coverage50']:.0%} and {block[head]['coverage90']:.0%} of the {name}"
-        for head, name in known.items()
-    )
-    lines = [f"{model}: the 50 % and 90 % intervals held {held}."] if known else []
-    for head, name in known.items():
-        sure, error = block[head]["confident"], block[head]["confident_error"]
-        told = f", with an error of {units[head](error)}" if sure else ""
-        lines.append(f"{model}: {sure} of {block[head]['n']} {name} are confident{told}.")
     return lines
 
 
@@ -259,12 +244,12 @@ def account(table, models: dict) -> None:
 
 
 def print_table(rows: list[dict]) -> None:
-    header = ("", "model", "n", "error", "95 % interval", "trivial", "kNN", "error/trivial")
-    keys = ("head", "model", "n", "error", "interval", "trivial", "knn", "ratio")
-    cells = [header, *(tuple(str(row[key]) for key in keys) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    """Rows under the names of their columns; texts on the left, figures on the right."""
+    names = [name for name in rows[0] if name != "verdict"] if rows else []
+    cells = [tuple(names), *(tuple(str(row[name]) for name in names) for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
     for number, line in enumerate(cells):
-        left = f"{line[0]:<{widths[0]}}  {line[1]:<{widths[1]}}"
+        left = "  ".join(f"{cell:<{width}}" for cell, width in zip(line[:2], widths, strict=False))
         print(left, *(f"{c:>{w}}" for c, w in zip(line[2:], widths[2:], strict=True)), sep="  ")
         if number == 0:
             print("-" * (sum(widths) + 2 * (len(widths) - 1)))

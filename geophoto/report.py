@@ -11,43 +11,69 @@ from pathlib import Path
 import density
 from geophoto.plots import TITLES, distance_label
 
+HEADS = {  # title, the figure of metrics.json that stands for it, unit of its interval, how to show
+    "gps": ("Position", "median_km", "km", distance_label),
+    "time": ("Time of day", "mean_minutes", "minutes", "{:.0f} min".format),
+    "altitude": ("Altitude", "mean_m", "m", "{:.0f} m".format),
+}
+
 
 def table_rows(metrics: dict) -> list[dict]:
     """Rows of the headline table: every head of every model beside its two baselines."""
     rows = []
-    for head, title, key, unit in (
-        ("gps", "Position", "median_km", "km"),
-        ("time", "Time of day", "mean_minutes", "minutes"),
-        ("altitude", "Altitude", "mean_m", "m"),
-    ):
-        show = {"km": distance_label, "minutes": "{:.0f} min".format, "m": "{:.0f} m".format}[unit]
+    for head, (title, key, unit, show) in HEADS.items():
         for model, block in metrics.items():
             found = block[head]
             if not found["n"]:
                 continue
             ratio = found[key] / max(found[f"baseline_{key}"], 1e-9)
             row = {
-                "head": title,
+                "error of": title,
                 "model": TITLES[model],
                 "n": found["n"],
                 "error": show(found[key]),
             }
-            row["interval"] = range_text(found[f"interval_{unit}"], show)
-            row["trivial"], row["knn"] = show(found[f"baseline_{key}"]), show(found[f"knn_{key}"])
-            rows.append(
-                {**row, "ratio": f"{ratio:.2f}×", "verdict": "good" if ratio < 1 else "bad"}
+            row["95 % interval"] = range_text(found[f"interval_{unit}"], show)
+            row["trivial"], row["neighbours"] = (
+                show(found[f"baseline_{key}"]),
+                show(found[f"knn_{key}"]),
             )
+            verdict = "good" if ratio < 1 else "bad"
+            rows.append({**row, "error / trivial": f"{ratio:.2f}×", "verdict": verdict})
     for model, block in metrics.items():
         found = block["orientation"]
         if found["n"]:
             missed = 1 - found["turn_accuracy"]
-            row = {"head": "Four turns missed", "model": TITLES[model], "n": found["n"]}
-            row |= {"error": f"{missed * 100:.1f} %", "trivial": "75 %", "knn": "–"}
+            row = {"error of": "Four turns missed", "model": TITLES[model], "n": found["n"]}
             low_high = found["turn_interval"]
             flipped = [1 - x for x in reversed(low_high)] if low_high else None
-            row["interval"] = range_text(flipped, lambda x: f"{x * 100:.1f} %")
+            row |= {
+                "error": f"{missed * 100:.1f} %",
+                "95 % interval": range_text(flipped, lambda x: f"{x * 100:.1f} %"),
+                "trivial": "75 %",
+                "neighbours": "–",
+            }
             verdict = "good" if missed < 0.75 else "bad"
-            rows.append({**row, "ratio": f"{missed / 0.75:.2f}×", "verdict": verdict})
+            rows.append({**row, "error / trivial": f"{missed / 0.75:.2f}×", "verdict": verdict})
+    return rows
+
+
+def interval_rows(metrics: dict) -> list[dict]:
+    """How wide the intervals are (median half-width), what share of the held-out photos they
+    hold, and how many answers are confident, with their error (positions: geometric mean)."""
+    rows = []
+    for head, (title, _, _, show) in HEADS.items():
+        for model, block in metrics.items():
+            found = block[head]
+            if not found["n"]:
+                continue
+            row = {"intervals": title, "model": TITLES[model]}
+            for level in (50, 90):
+                row[f"{level} %"] = f"± {show(found[f'interval{level}'])}"
+                row[f"holds ({level})"] = f"{found[f'coverage{level}'] * 100:.0f} %"
+            row["confident"] = f"{found['confident']} of {found['n']}"
+            sure = found["confident_error"]
+            rows.append({**row, "their error": show(sure) if sure is not None else "–"})
     return rows
 
 
@@ -89,6 +115,7 @@ def write_report(
         lead=about["lead"],
         method=about["method"],
         rows=table_rows(metrics),
+        intervals=interval_rows(metrics),
         findings=sentences,
         models=[TITLES[name] for name in metrics],
         turns=orientation_rows(metrics),
