@@ -386,17 +386,17 @@ def likely_places(
     count: int = 3,
 ) -> list[list[tuple]]:  # fmt: skip
     """For each photo its most probable distinct places, see density.distinct_places; a place
-    reaches as far as a fiftieth of the training photos' spread."""
+    reaches half as far as the 50 % interval."""
     one = densities["heads"].get("gps")
     if one is None:
         return [[] for _ in prediction["trunk"]]
     evidence = gather_evidence("gps", prediction, gallery, normalisation)
     draws = one.draws(evidence, Sphere(normalisation.spread_km))
-    reach = max(normalisation.spread_km / 50, 10 * density.LEAST_RADIUS_KM)
+    reach = 0.5 * one.answer("gps", evidence, normalisation)["half50"]
     tried = np.concatenate([evidence.near[:, :CANDIDATES], evidence.head[:, None]], axis=1)
     return [
-        density.distinct_places(places, drawn, reach, count)
-        for places, drawn in zip(tried, draws, strict=True)
+        density.distinct_places(places, drawn, far, count)
+        for places, drawn, far in zip(tried, draws, reach, strict=True)
     ]
 
 
