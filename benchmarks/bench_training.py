@@ -2,7 +2,8 @@
 
 Features are random numbers of EfficientNet-Lite0's widths in a file like the cache, so early
 stopping is switched off: all epochs are trained. Prints the seconds of each part of the work, those
-that processors were busy with it (less on a machine that others use too) and its peak memory, without the pages of the cache that the system keeps as long as nobody needs the room.
+that processors were busy with it (what counts on a machine that others use too) and its peak
+memory, without the pages of the cache that the system keeps as long as nobody needs the room.
 Goals on two cores: 500 photos in 60 s and 3 GiB, 10,000 in 5 minutes and 4 GiB, 100,000 (8 GB of
 disk) in 45 minutes and 12 GiB, the report in 5 minutes.
 
@@ -110,7 +111,8 @@ def write_photos(photos: Photos, data_dir: Path) -> None:
 
 
 class Clock:
-    """Seconds, those of the processors, and peak memory of each part; a thread looks at the memory twenty times a second."""
+    """Seconds, those of the processors, and peak memory of each part; a thread looks at the memory
+    twenty times a second."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = collections.defaultdict(float)
