@@ -227,7 +227,6 @@ def test_equal_photos_share_their_features_and_their_failure(small_data):
         row["orientation_tag"] = rows[0]["orientation_tag"]
     (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
     assert len([line for line in ask("rgb") if line.startswith("RGB")]) < 12
-    cache = features.FeatureCache(data / "x", 3)
     keys = [("a", 1), ("b", 1), ("b", 1), ("", 1), ("", 1)]
 
     def load(i: int):
@@ -235,8 +234,9 @@ def test_equal_photos_share_their_features_and_their_failure(small_data):
             raise ValueError("no picture")
         return {"x": torch.ones(3)}
 
-    _, failed = features.fill_cache(
-        cache, keys, load, lambda inputs: inputs["x"], Precision("fp32", "cpu"), tqdm, "x"
+    place, precision = (data / "x", 3), Precision("fp32", "cpu")
+    found, failed = features.fill_cache(
+        place, keys, load, lambda inputs: inputs["x"], precision, tqdm, "x"
     )
-    assert sorted(failed) == [1, 2, 3, 4] and cache.count == 1
+    assert sorted(failed) == [1, 2, 3, 4] and found.cache.count == 1
     assert failed[1] == failed[2] and "cannot be read" in failed[3]
