@@ -50,6 +50,7 @@ BANDWIDTH_KM = None  # kernel width of the map in km; None = a twentieth of the 
 # ------------------------------------------------------------------------
 
 GROUP_RADII_KM = (1.0, 0.3, 0.1, 0.03, 0.0)  # tried in turn; 0 = bursts alone
+GAP_HOURS = 3  # without a photo, after which a new outing begins
 BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one burst
 LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
 DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not used as a label
@@ -302,17 +303,69 @@ def _close_pairs(vectors: np.ndarray, radius_km: float, root, number: np.ndarray
 
 def group_for_split(
     lat, lon, seconds, camera, folder, least_groups: int
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, float, str]:
     """Group with the first of GROUP_RADII_KM that leaves enough groups, none too large.
 
-    Returns (group numbers (N,), radius in km). Without any such radius: bursts alone.
+    Returns (group numbers (N,), radius in km, by what: "place", "days", "gaps", "bursts" or
+    "stretches"). Where no radius separates: days by the sun, else what lies between gaps of
+    GAP_HOURS, if either can fill half as many; else bursts alone; and what is one burst is cut
+    into stretches of time. Photos without a time then go by folder.
     """
-    for radius_km in GROUP_RADII_KM:
-        groups = group_photos(lat, lon, seconds, camera, folder, radius_km)
+
+    def fair(groups: np.ndarray, least: int) -> bool:
         sizes = np.bincount(groups)
-        if len(sizes) >= least_groups and sizes.max() <= LARGEST_GROUP_SHARE * len(groups):
-            break
-    return groups, radius_km
+        return len(sizes) >= least and sizes.max() <= LARGEST_GROUP_SHARE * len(groups)
+
+    for radius_km in GROUP_RADII_KM[:-1]:
+        groups = group_photos(lat, lon, seconds, camera, folder, radius_km)
+        if fair(groups, least_groups):
+            return groups, radius_km, "place"
+    by_the_sun = np.asarray(seconds) + 240 * np.nan_to_num(np.asarray(lon, float))
+    days = _group_times(np.floor(by_the_sun / 86400), folder)
+    if fair(days, least_groups // 2):
+        return days, 0.0, "days"
+    gaps = _group_times(_stretches(seconds, 3600 * GAP_HOURS), folder)
+    if fair(gaps, least_groups // 2):
+        return gaps, 0.0, "gaps"
+    bursts = group_photos(lat, lon, seconds, camera, folder, 0.0)
+    if fair(bursts, 3) or not np.isfinite(seconds).any():
+        return bursts, 0.0, "bursts"
+    return _group_times(_cut(seconds, least_groups), folder), 0.0, "stretches"
+
+
+def _group_times(number: np.ndarray, folder: Sequence[str]) -> np.ndarray:
+    """Group numbers (N,) of times that have a number, and of the folders of the rest."""
+    names = [f"/{n:.0f}" if np.isfinite(n) else str(f) for n, f in zip(number, folder, strict=True)]
+    return np.unique(names, return_inverse=True)[1]
+
+
+def _stretches(seconds: np.ndarray, gap_s: float) -> np.ndarray:
+    """Number of the stretch, between gaps of so many seconds, that each time lies in; NaN
+    without a time."""
+    number = np.full(len(seconds), np.nan)
+    order = np.argsort(seconds, kind="stable")
+    order = order[np.isfinite(np.asarray(seconds)[order])]
+    steps = np.diff(np.asarray(seconds)[order], prepend=-np.inf) > gap_s
+    number[order] = np.cumsum(steps)
+    return number
+
+
+def _cut(seconds: np.ndarray, count: int) -> np.ndarray:
+    """Number of the stretch of each time when the photos are cut into `count` stretches of about
+    as many, each cut at the widest gap near its place; NaN without a time."""
+    number = np.full(len(seconds), np.nan)
+    order = np.argsort(seconds, kind="stable")
+    order = order[np.isfinite(np.asarray(seconds)[order])]
+    length = len(order) / count
+    gaps = np.diff(np.asarray(seconds)[order])
+    cuts = []
+    for k in range(1, count):
+        first, last = int((k - 0.3) * length), max(int((k + 0.3) * length), int(k * length) + 1)
+        near = gaps[first:last]
+        if len(near) and near.max() > 0:
+            cuts.append(first + int(near.argmax()))
+    number[order] = np.searchsorted(np.unique(cuts), np.arange(len(order)), side="left")
+    return number
 
 
 def kernel_log_per_km2(apart_km: np.ndarray, bandwidth_km: np.ndarray | float) -> np.ndarray:

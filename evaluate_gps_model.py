@@ -19,7 +19,7 @@ import numpy as np
 
 import density
 from geophoto.metrics import head_metrics, paired_difference
-from geophoto.photos import photos_of
+from geophoto.photos import describe_groups, photos_of
 from geophoto.pictures import list_photos
 from geophoto.plots import (
     PLOT_STYLE,
@@ -91,7 +91,7 @@ def evaluate(
     difference = compare(models, draws, seed) if len(models) == 2 else {}
     account(table, models)
     split = next(iter(checkpoints.values()))["split"]
-    kept = {k: split[k] for k in ("kind", "radius_km", "group_count", "largest_group")}
+    kept = {k: split[k] for k in ("kind", "by", "radius_km", "group_count", "largest_group")}
     settings = {name: checkpoint["settings"] for name, checkpoint in checkpoints.items()}
     content = {**metrics, "depth_minus_rgb": difference, "split": kept, "settings": settings}
     with density.write_atomically(output_dir / "metrics.json", "w", encoding="utf-8") as file:
@@ -210,12 +210,10 @@ def describe(checkpoints: dict, models: dict, draws: int) -> dict:
         if checkpoint["held_out"] is not None
         else "15 % of the groups, held out from the start"
     )
-    radius = split["radius_km"]
-    near = f"within {distance_label(radius)} of each other or" if radius else ""
     method = (
         f"{len(held)} photos in {len(np.unique(groups))} groups; {how}. "
         + (
-            f"Photos {near} in one burst form a group, and a group is never on both sides. "
+            f"Photos {describe_groups(split)} form a group, and a group is never on both sides. "
             if split["kind"] == "grouped"
             else "Random split: near-duplicates on both sides make every figure too good. "
         )

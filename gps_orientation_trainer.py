@@ -36,7 +36,14 @@ from geophoto.devices import (
     wait_for_all,
 )
 from geophoto.network import GPSPredictionNet, create_network
-from geophoto.photos import FEW_PHOTOS, LEAST_PHOTOS, Photos, read_photos, split_photos
+from geophoto.photos import (
+    FEW_PHOTOS,
+    LEAST_PHOTOS,
+    Photos,
+    describe_groups,
+    read_photos,
+    split_photos,
+)
 from geophoto.targets import HEADS
 
 # ---------------------------------------------------------------- settings
@@ -294,14 +301,14 @@ def name_left_out(reasons: dict[str, str]) -> None:
 
 
 def describe_split(split: dict, folds: int) -> None:
-    radius = split["radius_km"]
-    near = f"within {radius * 1000:g} m or one burst" if radius else "in one burst"
+    count = split["group_count"]
     print(
-        f"groups: {split['group_count']} ({near}; the largest holds {split['largest_group']} of "
+        f"groups: {count} ({describe_groups(split)}; the largest holds {split['largest_group']} of "
         f"{len(split['names'])} photos), split {split['kind']}"
     )
-    if split["kind"] == "grouped" and split["group_count"] < folds:
-        density.stop(f"{split['group_count']} groups cannot fill {folds} folds: lower --folds")
+    if split["kind"] == "grouped" and count < folds:
+        way = f"use --folds {count}" if count >= 3 else "use --split random, which flatters"
+        density.stop(f"{count} groups cannot fill {folds} folds: {way}")
 
 
 def print_rule(inputs: str) -> None:

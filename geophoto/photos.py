@@ -169,7 +169,7 @@ def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.n
     """Deal photos into folds 0..folds-1 by whole groups, largest group first into the smallest
     fold; returns the fold of each photo and what the checkpoint keeps about the split."""
     folder = [name.rpartition("/")[0] for name in photos.names]
-    groups, radius_km = density.group_for_split(
+    groups, radius_km, by = density.group_for_split(
         photos.lat, photos.lon, photos.seconds, photos.camera, folder, 2 * folds
     )
     rng = np.random.default_rng(seed)
@@ -185,9 +185,23 @@ def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.n
     about = {
         "kind": kind,
         "radius_km": radius_km,
+        "by": by,
         "groups": groups.tolist(),
         "group_count": int(groups.max()) + 1,
         "largest_group": int(np.bincount(groups).max()),
         "names": photos.names,
     }
     return fold_of_unit[units], about
+
+
+def describe_groups(split: dict) -> str:
+    """What makes photos one group, in words."""
+    radius_km = split["radius_km"]
+    return {
+        "place": f"within {radius_km * 1000:g} m or one burst",
+        "days": "of one day: no distance separates them",
+        "gaps": f"less than {density.GAP_HOURS} hours apart: no distance separates them",
+        "bursts": "in one burst",
+        "stretches": "of one stretch of a single burst: neighbours at the cuts are alike, which "
+        "flatters, though less than a random split",
+    }[split["by"]]

@@ -444,7 +444,7 @@ def test_groups_of_many_photos_hold_all_their_neighbours():
 def test_split_radius_shrinks_until_groups_are_enough(apart_m, radius_km):
     lat = 50 + np.arange(30) * apart_m / 111195
     never = np.full(30, np.nan)
-    groups, used = density.group_for_split(lat, np.zeros(30), never, [""] * 30, [""] * 30, 10)
+    groups, used, _ = density.group_for_split(lat, np.zeros(30), never, [""] * 30, [""] * 30, 10)
     assert used == radius_km
     assert len(set(groups)) == 30
 
@@ -454,7 +454,7 @@ def test_split_radius_shrinks_for_one_crowded_place():
     # half of the photos within 250 m of the next, yet 300 m would still leave 11 groups
     lat[:5] = 50.0 + 0.01 + np.arange(5) * 0.002
     never = np.full(20, np.nan)
-    groups, used = density.group_for_split(lat, np.zeros(20), never, [""] * 20, [""] * 20, 4)
+    groups, used, _ = density.group_for_split(lat, np.zeros(20), never, [""] * 20, [""] * 20, 4)
     assert used == 0.1
     assert np.bincount(groups).max() <= 8
 
@@ -462,9 +462,49 @@ def test_split_radius_shrinks_for_one_crowded_place():
 def test_split_without_any_fair_radius_uses_bursts():
     place = np.full(12, 5.0)
     seconds = np.repeat([0, 1000.0, 2000.0, 3000.0], 3)
-    groups, used = density.group_for_split(place, place, seconds, ["c"] * 12, [""] * 12, 10)
-    assert used == 0.0
+    groups, used, by = density.group_for_split(place, place, seconds, ["c"] * 12, [""] * 12, 10)
+    assert used == 0.0 and by == "bursts"
     assert same_partition(groups, np.repeat(np.arange(4), 3))
+
+
+@pytest.mark.parametrize("hours, count, by", [(1.5, 900, "days"), (0.75, 1407, "days")])
+def test_a_fixed_camera_is_split_by_whole_days(hours, count, by):
+    place, seconds = np.full(count, 7.5), 1e9 + 3600 * hours * np.arange(count)
+    groups, radius, found = density.group_for_split(
+        place, place, seconds, ["c"] * count, [""] * count, 10
+    )
+    assert (radius, found) == (0.0, by)
+    local = np.floor((seconds + 240 * 7.5) / 86400)
+    assert same_partition(groups, local)
+
+
+def test_one_day_at_one_place_is_split_where_nothing_was_taken_for_hours():
+    seconds = np.concatenate([k * 5 * 3600 + 61 * np.arange(20) for k in range(4)]) - 3e9
+    place = np.full(80, 1e-6)
+    groups, _, by = density.group_for_split(place, place, seconds, ["c"] * 80, [""] * 80, 6)
+    assert by in ("days", "gaps")
+    assert len(set(groups)) >= 3
+
+
+@pytest.mark.parametrize("count, least", [(40, 6), (315, 10), (60, 40)])
+def test_one_burst_is_cut_into_stretches_at_its_widest_gaps(count, least):
+    rng = np.random.default_rng(count)
+    seconds = np.cumsum(rng.uniform(1, 50, count))
+    place = np.full(count, 46.0)
+    groups, _, by = density.group_for_split(
+        place, place, seconds, ["drone"] * count, [""] * count, least
+    )
+    assert by == "stretches" and least // 2 <= len(set(groups)) <= least
+    assert (np.diff(groups[np.argsort(seconds)]) != 0).sum() == len(set(groups)) - 1
+    assert np.bincount(groups).max() <= 0.4 * count
+    gaps, cut = np.diff(seconds), np.diff(groups) != 0
+    assert gaps[cut].mean() > gaps.mean()
+
+
+def test_one_burst_without_a_time_stays_one_group_and_says_so():
+    place, never = np.full(20, 3.0), np.full(20, np.nan)
+    groups, _, by = density.group_for_split(place, place, never, [""] * 20, [""] * 20, 10)
+    assert by == "bursts" and len(groups) == 20
 
 
 # ---------------------------------------------------------------- kernel and density
