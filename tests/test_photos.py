@@ -49,8 +49,8 @@ def test_random_split_is_even_seeded_and_reported():
 def test_too_few_groups_end_the_run(capsys):
     with pytest.raises(SystemExit) as end:
         trainer.describe_split(
-            {"kind": "grouped", "group_count": 3, "largest_group": 4, "radius_km": 0.0, "by": "bursts",
-             "names": ["x"] * 9}, 5,
+            {"kind": "grouped", "group_count": 3, "largest_group": 4, "radius_km": 0.0,
+             "by": "bursts", "names": ["x"] * 9}, 5,
         )  # fmt: skip
     assert end.value.code == 2
     assert "3 groups cannot fill 5 folds" in capsys.readouterr().err
