@@ -40,6 +40,7 @@ from geophoto.training import clone_state, fit
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
+MOST_FOR_AXES = 3000  # photos that principal axes are found on: the work grows with the cube
 FEW_FOR_CHOICES = 2000  # with fewer training photos, choices are made on every other fold in turn
 
 # ---------------------------------------------------------------- heads
@@ -84,7 +85,7 @@ class HeadTrainer:
             data.blocks, data.grid, options["hidden"], data.depth is not None
         )
         seen = rows[:: max(1, len(rows) // 200)]
-        some = rows[:: max(1, len(rows) // 4000)]
+        some = rows[:: math.ceil(len(rows) / MOST_FOR_AXES)]
         self.heads.fit_axes(pooled=data.pooled(some), grid=data.grids(seen).flatten(0, 1).numpy())
         self.heads.to(precision.device)
         self.axes, self.grid_axes = self.project()

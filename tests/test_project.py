@@ -22,8 +22,8 @@ SCRIPTS = (
     "evaluate_gps_model",
 )  # fmt: skip
 ROOMS = re.findall(r"^    (\w+)  ", geophoto.__doc__, flags=re.M)  # in the order of the data
-TORCH_ROOMS = ("devices", "network", "features", "training", "frozen", "finetune", "checkpoints",
-               "predictions")  # fmt: skip
+TORCH_ROOMS = ("devices", "network", "backbones", "features", "training", "frozen", "finetune",
+               "checkpoints", "predictions")  # fmt: skip
 HEAVY = ("torch", "transformers", "timm", "matplotlib", "cv2", "pandas", "folium", "jinja2")
 TEXTS = [
     path
