@@ -25,30 +25,56 @@ FIRST_YEAR = 1826  # of the oldest photograph that is left, Niépce's view from 
 # ---------------------------------------------------------------- dates
 
 DATE = re.compile(
-    r"(\d{4})[:\-/.]\s?(\d{1,2})[:\-/.]\s?(\d{1,2})[T ]\s{0,2}(\d{1,2}):\s?(\d{1,2})"
-    r"(?::\s?(\d{1,2}))?"
-    r"(?:[.,](\d{1,9}))?\s?(Z|[+-]\d{1,2}:?\d{2})?"
+    r"(\d{4})[:\-/.]\s?(\d{1,2})[:\-/.]\s?(\d{1,2})[T ]\s{0,2}(?:([上下]午|午[前後]|오[전후])\s?)?"
+    r"(\d{1,2}):\s?(\d{1,2})(?::\s?(\d{1,2}))?(?:[.,](\d{1,9}))?"
+    r"(?:\s?([ap])\.?\s?(?:m\.?)?(?![a-z]))?\s?(Z|[+-]\d{1,2}:?\d{2})?",
+    re.IGNORECASE,
 )
+AFTERNOON = ("p", "下午", "午後", "오후")
 
 
 def read_date(
-    written: str | None, fraction: str | None = None
+    written: str | None, fraction: str | None = None, clock: tuple | None = None
 ) -> tuple[datetime, int | None] | None:
-    """A valid date with time of day, and the offset in minutes if it is written behind it."""
+    """A valid date with time of day, and the offset in minutes if it is written behind it.
+
+    Of twelve hours the half of the day counts as well. Hour 24 is the first hour of this day or of
+    the next, writers differ: the GPS `clock` must tell.
+    """
     match = DATE.match(written.strip()) if written else None
     if not match:
         return None
-    *parts, decimals, zone = match.groups()
+    year, month, day, before, hours, minute, second, decimals, after, zone = match.groups()
     decimals = decimals or (
         fraction if fraction and fraction.isascii() and fraction.isdigit() else ""
     )
+    hour, half = int(hours), before or after
+    if half and hour <= 12:
+        hour = hour % 12 + 12 * (half.lower() in AFTERNOON)
     try:
-        year, month, day, hour, minute, second = (int(part or 0) for part in parts)
-        micro = int(decimals[:6].ljust(6, "0") or 0)
-        when = datetime(year, month, day, hour, minute, second, micro)
+        when = datetime(int(year), int(month), int(day), hour % 24, int(minute), int(second or 0))
+        when = when.replace(microsecond=int(decimals[:6].ljust(6, "0") or 0))
     except ValueError:
         return None
-    return when, read_offset(zone)
+    if hour < 24:
+        return when, read_offset(zone)
+    found = _day_of_midnight(when, clock) if hour == 24 else None
+    return (found, read_offset(zone)) if found else None
+
+
+def _day_of_midnight(when: datetime, clock: tuple | None) -> datetime | None:
+    """The first hour of a day or of the next, whichever the GPS clock makes an offset; the lesser
+    one where both are."""
+    if not clock or not clock[0]:
+        return None
+    ahead = (when - _clock(clock)).total_seconds() / 60
+    days = [
+        day
+        for day in (0, 1)
+        if LEAST_OFFSET - EXACT_MINUTES <= ahead + 1440 * day <= LARGEST_OFFSET + EXACT_MINUTES
+    ]
+    nearest = min(days, key=lambda day: abs(ahead + 1440 * day), default=None)
+    return None if nearest is None else when + timedelta(days=nearest)
 
 
 def read_offset(written: str | None) -> int | None:

@@ -55,6 +55,9 @@ class Bytes:
             return self.head[begin : begin + count]
         return self.file.read(begin, count)
 
+    def whole(self) -> bytes:
+        return self.at(0, self.size)
+
     def part(self, offset: int, count: int) -> Bytes:
         offset = max(offset, 0)
         return Bytes(self.head, self.file, self.start + offset, min(count, self.size - offset))
@@ -70,7 +73,7 @@ class Photo:
         self.width: int | None = None
         self.height: int | None = None
         self.turn: int | None = None
-        self.exif: Bytes | None = None
+        self.exif: list[Bytes] = []  # what the first block lacks may stand in the next
         self.xmp: bytes | None = None
         self.resources: list[Bytes] = []  # Photoshop's image resources, in parts: IPTC is in them
         self.warnings: list[str] = []
@@ -84,7 +87,7 @@ def read_container(data: Bytes) -> Photo:
     elif magic[:8] == b"\x89PNG\r\n\x1a\n":
         _read_png(data, photo)
     elif magic[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        photo.kind, photo.exif = "tiff", data
+        photo.kind, photo.exif = "tiff", [data]
     elif magic[:4] == b"RIFF" and magic[8:12] == b"WEBP":
         _read_webp(data, photo)
     elif magic[4:8] == b"ftyp":
@@ -107,7 +110,10 @@ def read_container(data: Bytes) -> Photo:
 
 
 def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
-    """Walk the segments up to the pixels (SOS). ITU-T T.81 annex B; APP1 per EXIF 3.0, 4.7.2."""
+    """Walk the segments up to the pixels (SOS). ITU-T T.81 annex B; APP1 per EXIF 3.0, 4.7.2.
+
+    EXIF of more than 64 KB goes on in segments that have no TIFF header of their own.
+    """
     photo.kind = "jpeg"
     for _ in range(MAX_PARTS):
         head = data.at(position, 4)
@@ -130,10 +136,14 @@ def _read_jpeg(data: Bytes, photo: Photo, position: int) -> None:
                 photo.height, photo.width = struct.unpack(">HH", frame)
         elif marker == 0xE1:
             start = data.at(position + 4, 28)
-            if start[:5] == b"Exif\0" and photo.exif is None and start[6:8] in (b"II", b"MM"):
+            if start[:5] == b"Exif\0":
                 if position + 2 + size > data.size:
                     photo.warnings.append("exif_truncated")
-                photo.exif = data.part(position + 10, size - 8)
+                part = data.part(position + 10, size - 8)
+                if start[6:8] in (b"II", b"MM"):
+                    photo.exif.append(part)
+                elif photo.exif and photo.exif[-1].size < MAX_XMP_BYTES:
+                    photo.exif[-1] = Bytes(photo.exif[-1].whole() + part.whole())
             elif start == b"http://ns.adobe.com/xap/1.0/" and photo.xmp is None:
                 photo.xmp = data.at(position + 33, size - 31)
         elif marker == 0xED and data.at(position + 4, 14) == b"Photoshop 3.0\0":
@@ -152,7 +162,7 @@ def _read_png(data: Bytes, photo: Photo) -> None:
         if kind == b"IHDR" and len(head) == 16:
             photo.width, photo.height = struct.unpack(">II", head[8:])
         elif kind == b"eXIf":
-            photo.exif = _exif_block(data.part(position + 8, size)) or photo.exif
+            photo.exif = _exif_blocks(data.part(position + 8, size)) + photo.exif
         elif kind in (b"tEXt", b"zTXt", b"iTXt") and texts < MAX_TEXTS:
             key = data.at(position + 8, min(size, 80)).partition(b"\0")[0].lower()
             if key == b"xml:com.adobe.xmp" or key.startswith(b"raw profile type "):
@@ -185,13 +195,13 @@ def _read_png_text(kind: bytes, key: bytes, rest: bytes, photo: Photo) -> None:
     if key.endswith(b"xmp"):
         photo.xmp = photo.xmp or rest
     elif key.endswith((b"exif", b"app1")):
-        photo.exif = photo.exif or _exif_block(Bytes(rest))
+        photo.exif += _exif_blocks(Bytes(rest))
 
 
-def _exif_block(data: Bytes) -> Bytes | None:
+def _exif_blocks(data: Bytes) -> list[Bytes]:
     """The TIFF block of an EXIF chunk, behind the "Exif" marker that some writers leave."""
     data = data.part(6, data.size) if data.at(0, 5) == b"Exif\0" else data
-    return data if data.at(0, 2) in (b"II", b"MM") else None
+    return [data] if data.at(0, 2) in (b"II", b"MM") else []
 
 
 def _read_webp(data: Bytes, photo: Photo) -> None:
@@ -211,8 +221,8 @@ def _read_webp(data: Bytes, photo: Photo) -> None:
         elif kind == b"VP8L" and photo.width is None and len(body) == 10:
             bits = int.from_bytes(body[1:5], "little")
             photo.width, photo.height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-        elif kind == b"EXIF" and photo.exif is None:
-            photo.exif = _exif_block(data.part(position + 8, size))
+        elif kind == b"EXIF":
+            photo.exif += _exif_blocks(data.part(position + 8, size))
         elif kind == b"XMP " and photo.xmp is None:
             photo.xmp = data.at(position + 8, min(size, MAX_XMP_BYTES))
         position += 8 + size + (size & 1)
@@ -237,7 +247,7 @@ def _uint(data: bytes, at: int, size: int) -> int:
 
 def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield (type, start of content, end) of the ISO 14496-12 boxes in a range."""
-    for _ in range(1000):
+    for _ in range(MAX_PARTS):
         if at + 8 > end:
             return
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -264,7 +274,18 @@ def _read_heif(data: Bytes, photo: Photo) -> None:
     names = {brands[k : k + 4] for k in range(0, len(brands), 4) if k != 4}
     if names & {b"avif", b"avis"}:
         photo.kind = "avif"
-    elif names & {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}:
+    elif names & {
+        b"heic",
+        b"heix",
+        b"heim",
+        b"heis",
+        b"hevc",
+        b"hevx",
+        b"hevm",
+        b"hevs",
+        b"mif1",
+        b"msf1",
+    }:
         photo.kind = "heic"
     if photo.kind:
         try:
@@ -293,9 +314,8 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
         if method == 1:  # inside meta itself
             place = Bytes(meta, None, parts.get(b"idat", (0, 0))[0] + offset, size)
         if sort == b"Exif":
-            photo.exif = photo.exif or _exif_block(
-                place.part(4 + _uint(place.at(0, 4), 0, 4), size)
-            )
+            block = place.part(4 + _uint(place.at(0, 4), 0, 4), size)
+            photo.exif = photo.exif or _exif_blocks(block)  # others may be other pictures'
         elif sort == b"mime" and b"rdf+xml" in meta[at:past]:
             photo.xmp = photo.xmp or place.at(0, MAX_XMP_BYTES)
 
@@ -308,7 +328,7 @@ def _item_places(meta: bytes, at: int, end: int) -> dict[int, tuple[int, int, in
     wide = 4 if version == 2 else 2
     count, places = _uint(meta, at + 6, wide), {}
     at += 6 + wide
-    for _ in range(min(count, 4096)):
+    for _ in range(min(count, MAX_PARTS)):
         item, method = _uint(meta, at, wide), _uint(meta, at + wide, 2) & 15 if version else 0
         at += wide + (4 if version else 2)
         base, extents = _uint(meta, at, base_size), _uint(meta, at + base_size, 2)
@@ -350,7 +370,7 @@ def _associated(meta: bytes, at: int, end: int, primary: int) -> Iterator[int]:
     id_size, size = 4 if meta[at] else 2, 2 if meta[at + 3] & 1 else 1
     entries = _uint(meta, at + 4, 4)
     at += 8
-    for _ in range(min(entries, 4096)):
+    for _ in range(min(entries, MAX_PARTS)):
         if at + id_size >= end:
             return
         item, count = _uint(meta, at, id_size), meta[at + id_size]

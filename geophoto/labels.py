@@ -30,7 +30,7 @@ from geophoto.packets import iptc_date, read_iptc, read_xmp
 from geophoto.positions import Fix, add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
 from geophoto.sidecars import Takeout, read_sidecar, read_takeout
 from geophoto.table import COLUMNS, stamp_beside, stamp_of
-from geophoto.tags import number, positive, read_exif, text
+from geophoto.tags import Value, number, positive, read_exif, text
 
 USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what EXIF can fill
 
@@ -40,7 +40,9 @@ Moment = tuple[datetime, int | None]  # local wall time, minutes east of UTC whe
 TAKEN = ("exif:DateTimeOriginal", "photoshop:DateCreated")  # in XMP, in this order
 
 
-def _exif_moment(tag: int, main: dict, exif: dict, warnings: list) -> Moment | None:
+def _exif_moment(
+    tag: int, main: dict, exif: dict, clock: tuple | None, warnings: list
+) -> Moment | None:
     """DateTimeOriginal (also in IFD0) or DateTimeDigitized, with fraction and offset."""
     taken = tag == tags.TAKEN
     fraction = tags.FRACTION_TAKEN if taken else tags.FRACTION_DIGITISED
@@ -49,7 +51,7 @@ def _exif_moment(tag: int, main: dict, exif: dict, warnings: list) -> Moment | N
         if tag not in source:
             continue
         written = text(source.get(tag))
-        found = read_date(written, text(source.get(fraction)))
+        found = read_date(written, text(source.get(fraction)), clock)
         if found:
             offset = read_offset(text(source.get(zone)))
             if offset is None and text(main.get(tags.MODIFIED)) == written:
@@ -81,6 +83,7 @@ def _moments(
     photo: Photo,
     main: dict,
     exif: dict,
+    clock: tuple | None,
     taken: Moment | None,
     xmp: dict[str, str],
     sidecar: dict[str, str],
@@ -101,7 +104,7 @@ def _moments(
         yield _xmp_moment(xmp, name)
     iptc = _read_iptc(photo, main)
     yield read_date(iptc_date(iptc, packets.CREATED)) if iptc else None
-    yield _exif_moment(tags.DIGITISED, main, exif, warnings)
+    yield _exif_moment(tags.DIGITISED, main, exif, clock, warnings)
     for packet in (sidecar, xmp) if sidecar or xmp else ():
         yield _xmp_moment(packet, "exif:DateTimeDigitized")
     yield read_date(iptc_date(iptc, packets.DIGITISED)) if iptc else None
@@ -213,22 +216,26 @@ XMP_NAMES = {  # column → properties that can fill it, and those that only say
     "gps_clock": (("exif:GPSTimeStamp",), ()),
     "camera_make": (("tiff:Make",), ()),
     "camera_model": (("tiff:Model",), ()),
+    "orientation_tag": (("tiff:Orientation",), ()),
 }  # fmt: skip
 
 
 def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: list[str]) -> dict:
     row, warnings = empty_row("no_exif", ""), photo.warnings + noted
-    main, exif, gps = read_exif(photo.exif) if photo.exif else ({}, {}, {})
-    if photo.exif and not main and photo.kind != "tiff":
+    main, exif, gps = read_exif(photo.exif)
+    if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
     if photo.kind == "tiff":
         photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
         photo.xmp = main.get(tags.XMP_TAG)
+    turn = main.get(tags.TURN)
     if main or photo.xmp or photo.resources or beside or told:
         if main:
             _add_camera(row, main, exif)
-        _add_place_and_time(row, photo, (main, exif, gps), beside, told, warnings)
-        if tags.TURN in main or row["taken_utc"] or any(row[column] is not None for column in USED):
+        xmp = _add_place_and_time(row, photo, (main, exif, gps), beside, told, warnings)
+        if turn is None and "tiff:Orientation" in xmp:  # of TIFF, where decoders mind it
+            turn = xmp["tiff:Orientation"].encode()
+        if turn is not None or row["taken_utc"] or any(row[column] is not None for column in USED):
             row["status"] = "ok"
     if row["status"] != "ok" and (
         photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif)
@@ -238,7 +245,7 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         row["image_width"], row["image_height"] = photo.width, photo.height
     else:
         warnings.append("no_size")
-    _add_orientation(row, photo, main, warnings)
+    _add_orientation(row, photo, turn, warnings)
     row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
     return row
 
@@ -250,17 +257,21 @@ def _add_place_and_time(
     beside: dict[str, str],
     told: Takeout | None,
     warnings: list,
-) -> None:
-    """Fill what EXIF (its three directories), XMP, IPTC and the files beside say of both."""
+) -> dict[str, str]:
+    """Fill what EXIF (its three directories), XMP, IPTC and the files beside say of both; returns
+    what was read of XMP."""
     main, exif, gps = header
-    taken = _exif_moment(tags.TAKEN, main, exif, warnings) if main else None
+    clock = row["gps_clock"] = gps_clock(gps) if gps else None
+    taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings) if main else None
     fixes = [fix_of_gps(gps)] if gps else []
-    row["gps_clock"] = gps_clock(gps) if gps else None
-    xmp = _embedded_xmp(photo, row, taken, fixes) if isinstance(photo.xmp, bytes) else {}
+    xmp: dict[str, str] = {}
+    if isinstance(photo.xmp, bytes):
+        turned = tags.TURN in main or photo.kind != "tiff"
+        xmp = _embedded_xmp(photo.xmp, row, taken, fixes, turned)
     if taken and not beside:
         add_time(row, [taken], warnings)
     else:
-        moments = _moments(photo, main, exif, taken, xmp, beside, warnings)
+        moments = _moments(photo, main, exif, clock, taken, xmp, beside, warnings)
         add_time(row, moments, warnings)
     if beside:
         fixes.insert(0, fix_of_xmp(beside, "sidecar"))
@@ -276,6 +287,7 @@ def _add_place_and_time(
             row["gps_clock"] = row["gps_clock"] or _xmp_clock(packet)
             row["camera_make"] = row["camera_make"] or packet.get("tiff:Make")
             row["camera_model"] = row["camera_model"] or packet.get("tiff:Model")
+    return xmp
 
 
 _POINTERS = {tags.EXIF_IFD, tags.GPS_IFD}  # every TIFF file has IFD0: with these it has EXIF
@@ -291,15 +303,16 @@ def _add_camera(row: dict, main: dict, exif: dict) -> None:
 
 
 def _embedded_xmp(
-    photo: Photo, row: dict, taken: Moment | None, fixes: list[Fix]
+    packet: bytes, row: dict, taken: Moment | None, fixes: list[Fix], turned: bool
 ) -> dict[str, str]:
     """What EXIF left empty, from the photo's own XMP packet."""
-    known = {column: row[column] for column in XMP_NAMES} | {"datetime": taken}
+    known = {column: row[column] for column in XMP_NAMES}
+    known |= {"datetime": taken, "orientation_tag": turned or None}
     if fixes:
         known["gps_latitude"], known["gps_altitude"] = fixes[0].place, fixes[0].altitude
     missing = [names for column, names in XMP_NAMES.items() if known[column] is None]
     telling = [name for filling, _ in missing for name in filling]
-    return read_xmp(photo.xmp or b"", telling, [name for _, more in missing for name in more])
+    return read_xmp(packet, telling, [name for _, more in missing for name in more])
 
 
 def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:
@@ -307,19 +320,21 @@ def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:
     return found[0] if found else None
 
 
-def _add_orientation(row: dict, photo: Photo, main: dict, warnings: list) -> None:
+def _add_orientation(row: dict, photo: Photo, turn: Value | None, warnings: list) -> None:
     """Tag and class of the stored pixels as a decoder hands them out.
 
     HEIC: the container's turn is part of decoding, so its pixels arrive upright, whatever EXIF
-    says. AVIF: Pillow leaves the container's turn to us, and EXIF has no say (ISO 23000-22, 7.3.9).
+    says; where the container states none, EXIF's counts (phones of two makers write it so). AVIF:
+    Pillow leaves the container's turn to us, and EXIF has no say (ISO 23000-22, 7.3.9).
     """
-    tag = main.get(tags.TURN)
-    tag = int(number(tag)) if tag is not None and number(tag) is not None else None
-    if photo.kind in ("heic", "avif"):
-        if photo.kind == "heic" and photo.turn in (5, 6, 7, 8):
+    value = number(turn)
+    tag = None if value is None else int(value)
+    if photo.kind == "heic" and photo.turn is not None:
+        if photo.turn in (5, 6, 7, 8):
             row["image_width"], row["image_height"] = row["image_height"], row["image_width"]
-        stated = tag is not None or photo.turn is not None
-        tag = (photo.turn if photo.kind == "avif" else None) or (1 if stated else None)
+        tag = 1
+    elif photo.kind == "avif":
+        tag = photo.turn or (1 if tag is not None else None)
     elif tag is not None and tag not in ORIENTATIONS:
         warnings.append("orientation_invalid")
         tag = 1

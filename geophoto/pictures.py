@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from density import silent, stop
 from geophoto.labels import read_photo
-from geophoto.orientations import turn_image
+from geophoto.orientations import ORIENTATIONS, turn_image
 from geophoto.sidecars import SIDECAR_SUFFIXES, match
 
 if TYPE_CHECKING:
@@ -284,20 +284,20 @@ def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> 
                 )
             if max_side and image.format in ("JPEG", "MPO"):
                 image.draft("RGB", (max_side, max_side))
+            # Pillow turns TIFF while loading, by the tag that it finds itself
+            turned = image.getexif().get(0x0112) if image.format == "TIFF" else 1
             rgb = _to_rgb(image)
-            arrives_upright = image.format == "TIFF"  # Pillow turns TIFF while loading
     except OSError as error:
         raise OSError(f"{path}: {error}") from error
     except MemoryError as error:
         raise ValueError(f"{path}: not enough memory") from error
     except Exception as error:  # hostile files raise whatever the decoder stumbled on
         raise ValueError(f"{path}: {error or type(error).__name__}") from error
-    tag = about["orientation_tag"] or 1
+    turned = turned if turned in ORIENTATIONS else 1
+    turn = (about["orientation_tag"] or 1) if upright else 1
     if max_side and max(rgb.size) > max_side:
         rgb.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    if arrives_upright == upright:
-        return rgb
-    return turn_image(rgb, tag, back=arrives_upright)
+    return rgb if turned == turn else turn_image(turn_image(rgb, turned, back=True), turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

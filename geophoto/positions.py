@@ -132,7 +132,14 @@ def altitude(value: Value | None, below: Value | None) -> float | None:
     height = number(value)
     if height is None:
         return None
-    return round(-abs(height) if number(below) in (1, 3) else height, 4) + 0.0
+    return round(-abs(height) if _is_below(below) else height, 4) + 0.0
+
+
+def _is_below(reference: Value | None) -> bool:
+    if isinstance(reference, bytes):  # written as text or undefined: the number, or its digit
+        reference = reference.strip(b"\0 ")
+        return reference[:1] in (b"\1", b"\3", b"1", b"3") or reference.lower().startswith(b"below")
+    return number(reference) in (1, 3)
 
 
 # ---------------------------------------------------------------- all sources

@@ -39,22 +39,38 @@ MAIN_TAGS = EXIF_TAGS | BLOCKS | {MAKE, MODEL, TURN, MODIFIED, EXIF_IFD, GPS_IFD
 GPS_TAGS = frozenset((LAT_REF, LAT, LON_REF, LON, ALT_REF, ALT, GPS_TIME, GPS_STATUS,
                       DIRECTION_REF, DIRECTION, METHOD, GPS_DATE, DIFFERENTIAL,
                       ACCURACY))  # fmt: skip
+TOGETHER = (  # tags that are only right with each other
+    frozenset((TAKEN, DIGITISED, ZONE_TAKEN, ZONE_DIGITISED, FRACTION_TAKEN, FRACTION_DIGITISED,
+               ZONE_MODIFIED, ZONE_HOURS)),
+    frozenset((LAT_REF, LAT, LON_REF, LON, GPS_STATUS, ACCURACY, METHOD)),
+    frozenset((ALT_REF, ALT)), frozenset((GPS_TIME, GPS_DATE)),
+    frozenset((DIRECTION_REF, DIRECTION)),
+)  # fmt: skip
+MAX_BLOCKS = 4  # EXIF blocks read in one file
 Value = bytes | tuple
 
 
-def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False) -> dict:
+class Directory(dict):
+    """Values by tag; `damaged` where it is cut off, none at all, or points outside of its block."""
+
+    damaged = False
+
+
+def read_ifd(
+    data: Bytes, offset: int, order: str, wanted: frozenset, big: bool = False
+) -> Directory:
     """Read the wanted tags of one TIFF directory; values out of bounds are left out.
 
     A directory that is cut off or begins with an unknown type is taken for noise, as ExifTool does.
     Text and undefined values come as bytes, numbers as tuples, 0/0 as nan, x/0 as infinity.
     """
     count_size, entry, entry_size = (8, "HHQ8s", 20) if big else (2, "HHI4s", 12)
-    count = int.from_bytes(data.at(offset, count_size), "little" if order == "<" else "big")
-    block = data.at(offset + count_size, min(count, 4096) * entry_size)
-    found: dict[int, Value] = {}
-    if not count or len(block) < min(count, 4096) * entry_size:
-        return found
-    if struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES:
+    head, found = data.at(offset, count_size), Directory()
+    count = min(int.from_bytes(head, "little" if order == "<" else "big"), 4096)
+    block = data.at(offset + count_size, count * entry_size)
+    whole = len(head) == count_size and len(block) == count * entry_size
+    if not whole or (count and struct.unpack_from(order + "H", block, 2)[0] not in TYPE_SIZES):
+        found.damaged = True
         return found
     for tag, kind, number, inline in struct.iter_unpack(order + entry, block):
         if tag not in wanted or tag in found or kind not in TYPE_SIZES or number == 0:
@@ -66,11 +82,15 @@ def read_ifd(data: Bytes, offset: int, order: str, wanted: frozenset, big: bool 
                 found[tag] = data.at(place, min(size, MAX_XMP_BYTES))
                 continue
             if place + size > data.size or (kind not in (2, 7, 129) and number > 64):
+                found.damaged = True
                 continue
             raw = data.at(place, min(size, MAX_VALUE_BYTES))
         else:
             raw = inline[:size]
         found[tag] = _unpack(raw, kind, order)
+    if not found:  # nothing that anybody wants, or nothing sound?
+        kinds = {kind for _, kind, _, _ in struct.iter_unpack(order + entry, block)}
+        found.damaged |= not kinds <= TYPE_SIZES.keys()
     return found
 
 
@@ -85,24 +105,44 @@ def _unpack(raw: bytes, kind: int, order: str) -> Value:
     return tuple(divide(above, below) for above, below in pairs)
 
 
-def read_exif(data: Bytes) -> tuple[dict, dict, dict]:
-    """Read IFD0, the Exif IFD and the GPS IFD of a TIFF block; IFD1 (thumbnail) is never used."""
+def read_exif(blocks: list[Bytes]) -> tuple[Directory, Directory, Directory]:
+    """Read IFD0, the Exif IFD and the GPS IFD of a TIFF block; IFD1 (thumbnail) is never used.
+
+    What the first block lacks is taken from the next ones, but what TOGETHER names is not mixed.
+    """
+    found = _read_block(blocks[0]) if blocks else (Directory(), Directory(), Directory())
+    for block in blocks[1:MAX_BLOCKS]:
+        for first, second in zip(found, _read_block(block), strict=True):
+            known = first.keys()
+            lacking = [tag for tag in second if not _together(tag) & known]
+            first.update({tag: second[tag] for tag in lacking})
+    return found
+
+
+def _together(tag: int) -> frozenset[int]:
+    return next((tags for tags in TOGETHER if tag in tags), frozenset((tag,)))
+
+
+def _read_block(data: Bytes) -> tuple[Directory, Directory, Directory]:
     magic = data.at(0, 16)
     order = {b"II": "<", b"MM": ">"}.get(magic[:2])
     if order is None or len(magic) < 8:
-        return {}, {}, {}
+        broken = Directory()
+        broken.damaged = True
+        return broken, Directory(), Directory()
     version, offset = struct.unpack(order + "HI", magic[2:8])
     big = version == 43
     if big and len(magic) == 16:  # BigTIFF: 8-byte offsets and counts
         offset = struct.unpack(order + "Q", magic[8:])[0]
     main = read_ifd(data, offset, order, MAIN_TAGS, big)
-    parts: list[dict] = []
+    main.damaged |= version not in (42, 43)
+    parts: list[Directory] = []
     for pointer, wanted in ((EXIF_IFD, EXIF_TAGS | {GPS_IFD}), (GPS_IFD, GPS_TAGS)):
         place = main.get(pointer, parts[0].get(pointer) if parts else None)
         if isinstance(place, tuple) and isinstance(place[0], int) and place[0] > 0:
             parts.append(read_ifd(data, place[0], order, wanted, big))
         else:
-            parts.append({})
+            parts.append(Directory())
     return main, parts[0], parts[1]
 
 

@@ -129,6 +129,34 @@ def resource(kind: int, data: bytes, name: bytes = b"") -> bytes:
     )
 
 
+def tiff_block(main: list, gps: list = (), order: str = "<") -> bytes:
+    """An EXIF block of raw entries (tag, type, count, bytes), which piexif would not write."""
+
+    def directory(entries: list, start: int) -> bytes:
+        rest = start + 2 + 12 * len(entries) + 4
+        head, values = struct.pack(order + "H", len(entries)), b""
+        for tag, kind, count, value in sorted(entries):
+            inline = value.ljust(4, b"\0")
+            if len(value) > 4:
+                inline, values = struct.pack(order + "I", rest + len(values)), values + value
+            head += struct.pack(order + "HHI", tag, kind, count) + inline
+        return head + bytes(4) + values
+
+    size = len(directory([*main, (0x8825, 4, 1, bytes(4))] if gps else main, 8))
+    if gps:
+        main = [*main, (0x8825, 4, 1, struct.pack(order + "I", 8 + size))]
+    magic = b"II*\0\x08\0\0\0" if order == "<" else b"MM\0*\0\0\0\x08"
+    return magic + directory(main, 8) + (directory(gps, 8 + size) if gps else b"")
+
+
+def jpeg_with_blocks(path: Path, *bodies: bytes) -> Path:
+    """A JPEG with these bodies of APP1 segments, each behind Exif's marker, in this order."""
+    data = save(path).read_bytes()
+    segments = (b"\xff\xe1" + struct.pack(">H", len(b) + 8) + b"Exif\0\0" + b for b in bodies)
+    path.write_bytes(data[:2] + b"".join(segments) + data[2:])
+    return path
+
+
 def folder(tmp_path, photos=6) -> tuple[Path, Path]:
     images = tmp_path / "images"
     for number in range(photos):

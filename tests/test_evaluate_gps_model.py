@@ -272,8 +272,9 @@ def test_labels_that_are_missing_leave_their_head_out(photo_set, tmp_path):
     rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
     for row in rows:
         row |= dict.fromkeys(
-            ("datetime", "datetime_utc", "gps_altitude", "orientation", "orientation_tag")
-        )
+            ("datetime", "datetime_utc", "datetime_at_place", "gps_altitude", "orientation",
+             "orientation_tag")
+        )  # fmt: skip
     (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
     arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "4")
     code, printed = quietly(trainer.main, *arguments)

@@ -14,8 +14,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from conftest import quietly
 from exif_files import SCRIPT, exif_bytes, folder, gps_of, save, xmp_of
 
+import density
+import depth_map_generator
 import exif_extractor
 from benchmarks import exif_agreement
 from geophoto import pictures
@@ -277,6 +280,35 @@ def test_importing_is_cheap():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent, check=True)
+
+
+@pytest.mark.parametrize("name", ["x" * 251, "x" * 246, "é" * 123, "写" * 83, "x" * 215])
+def test_names_as_long_as_the_disk_takes_them(tmp_path, name):
+    images, data = folder(tmp_path, 2)
+    save(images / name[:100] / f"{name}.jpg"[-255:])
+    for read in (3, 0):
+        assert exif_extractor.extract(images, data, 1)["read"] == read
+    assert all(pictures.photo_file(images, n).is_file() for n in read_table(data)["filename"])
+
+
+def test_the_data_folder_may_be_the_photo_folder(photo_set, tmp_path):
+    """What three runs of the scripts write there is no photo in the next one."""
+    for name in ("one.jpg", "two.jpg", "sub/three.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photo_set.images / "day_0" / "IMG_000.jpg", tmp_path / name)
+    folders = ["--data-dir", tmp_path, "--image-dir", tmp_path]
+    model = ["--depth-model", photo_set.depth_weights, "--input-size", 56, "--contact-sheet"]
+    for _ in range(3):
+        for main, *more in (
+            (exif_extractor.main, *folders),
+            (depth_map_generator.main, *folders, *model),
+            (density.main, "--data-dir", tmp_path),
+        ):
+            code, printed = quietly(main, *more)
+            assert code == 0, printed
+        names = [row["filename"] for row in read_records(tmp_path / "exif_data.json")]
+        assert names == ["one.jpg", "sub/three.jpg", "two.jpg"]
+    assert len(list(tmp_path.rglob("*.png"))) == 4
 
 
 WITHOUT_ZONES = "import sys; sys.modules['tzdata'] = None; import exif_extractor as e; e.main()"

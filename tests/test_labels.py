@@ -12,12 +12,14 @@ from exif_files import (
     gps_of,
     iptc_block,
     jpeg_with,
+    jpeg_with_blocks,
     jpeg_with_xmp,
     picture,
     ratio,
     read,
     resource,
     save,
+    tiff_block,
     xmp_of,
     xmp_packet,
 )
@@ -171,6 +173,23 @@ def test_altitude_rules(tmp_path):
         row = read(save(tmp_path / "photo.jpg", exif_bytes(gps=gps)))
         assert ("altitude_doubtful" in (row["warnings"] or "")) == doubtful
         assert row["gps_altitude"] == high[0]  # the table says what the file says
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "below"),
+    [
+        (1, b"\1", True), (1, b"\0", False), (2, b"\1\0", True), (2, b"1\0", True),
+        (2, b"0\0", False), (2, b"\0\0", False), (7, b"\1", True), (7, b"\0", False),
+        (7, b"1", True),
+        (7, b"\1\0\0\0", True), (7, b"\0\0\0\1", True), (3, b"\1\0", True), (2, b"3\0", True),
+        (2, b"Below Sea Level\0", True), (2, b"Above Sea Level\0", False), (4, b"\1\0\0\0", True),
+    ],
+)  # fmt: skip
+def test_the_reference_of_the_altitude_in_every_type(tmp_path, kind, value, below):
+    size = {3: 2, 4: 4}.get(kind, 1)
+    gps = [(5, kind, len(value) // size, value), (6, 5, 1, struct.pack("<II", 4305, 10))]
+    path = jpeg_with_blocks(tmp_path / "a.jpg", tiff_block([], gps))
+    assert read(path)["gps_altitude"] == (-430.5 if below else 430.5)
 
 
 def test_heading_and_receiver_notes(tmp_path):

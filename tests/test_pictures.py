@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from exif_files import SCRIPT, exif_bytes, picture, read, save
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from geophoto import orientations, pictures
 
@@ -60,6 +61,67 @@ def test_heic_arrives_upright_and_is_not_turned_twice(tmp_path, tag):
     for opened in (pictures.open_upright(path), pictures.open_stored(path)):
         pixels = np.asarray(opened).astype(float)
         assert pixels.shape == (40, 64, 3) and np.abs(pixels - picture()).mean() < 8
+
+
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_heic_that_only_exif_turns(tmp_path, tag):
+    """As phones of two makers write it: nothing in the container, the tag in EXIF."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    mirrored, quarters, name = orientations.ORIENTATIONS[tag]
+    stored = np.rot90(picture(), quarters)
+    stored = np.ascontiguousarray(stored[:, ::-1] if mirrored else stored)
+    path = tmp_path / "phone.HEIC"
+    exif = exif_bytes({0x0112: 1, 0x010F: b"Maker"})
+    pillow_heif.from_pillow(Image.fromarray(stored)).save(path, quality=90, exif=exif)
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, 1, 0)
+    assert path.read_bytes().count(entry) == 1
+    path.write_bytes(path.read_bytes().replace(entry, struct.pack(">HHIHH", 0x0112, 3, 1, tag, 0)))
+    row = read(path)
+    assert (row["orientation"], row["orientation_tag"]) == (name, tag)
+    assert (row["image_height"], row["image_width"]) == stored.shape[:2]
+    for opened, truth in (
+        (pictures.open_upright(path), picture()),
+        (pictures.open_stored(path), stored),
+    ):
+        pixels = np.asarray(opened).astype(float)
+        assert pixels.shape == truth.shape and np.abs(pixels - truth).mean() < 8
+
+
+@pytest.mark.parametrize("form", ['tiff:Orientation="{}"', "tiff:Orientation='{}'", "element", "9"])
+@pytest.mark.parametrize("tag", [1, 2, 6, 8])
+@pytest.mark.parametrize("suffix", ["tif", "jpg", "png", "webp"])
+def test_orientation_in_xmp_alone_is_the_same_in_table_and_pixels(tmp_path, suffix, tag, form):
+    """Decoders turn TIFF by XMP and nothing else; whatever they do, the table says it."""
+    attribute, element = form.format(tag), ""
+    if form == "element":
+        attribute, element = "", f"<tiff:Orientation>{tag}</tiff:Orientation>"
+    elif form == "9":  # no orientation at all
+        attribute = 'tiff:Orientation="9"'
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-'
+        'syntax-ns#"><rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" '
+        f"{attribute}>{element}</rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
+    path = tmp_path / f"a.{suffix}"
+    image = Image.fromarray(picture())
+    if suffix == "png":
+        packed = PngInfo()
+        packed.add_itxt("XML:com.adobe.xmp", packet.decode())
+        image.save(path, pnginfo=packed)
+    else:
+        options = {"tiffinfo": {700: packet}} if suffix == "tif" else {"xmp": packet}
+        image.save(path, **options, **({"lossless": True} if suffix == "webp" else {}))
+    row = read(path)
+    expected = (1 if form == "9" else tag) if suffix == "tif" else None
+    assert row["orientation_tag"] == expected
+    upright = orientations.turn_image(Image.fromarray(picture()), row["orientation_tag"] or 1)
+    for opened, truth in (
+        (pictures.open_upright(path), upright),
+        (pictures.open_stored(path), Image.fromarray(picture())),
+    ):
+        pixels = np.asarray(opened).astype(float)
+        assert pixels.shape == np.asarray(truth).shape
+        assert np.abs(pixels - np.asarray(truth)).mean() < 6
 
 
 # ---------------------------------------------------------------- opening

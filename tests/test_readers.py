@@ -76,6 +76,14 @@ def test_readers_that_die_between_two_blocks_are_replaced(tmp_path):
     assert {row["status"] for _, rows in found for row in rows} == {"no_exif"}
 
 
+def test_readers_work_where_processes_are_not_forked(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    paths = [(str(save(tmp_path / f"{number}.jpg")),) for number in range(3)]
+    found = list(readers.read_blocks([(0, paths), (1, paths[:1])], 2, lambda: None))
+    assert [(block, len(rows)) for block, rows in found] == [(0, 3), (1, 1)]
+    assert {row["image_width"] for _, rows in found for row in rows} == {64}
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_readers_do_not_outlive_a_killed_run(tmp_path, busy):
     """Neither those that wait for work nor those that read."""
@@ -255,6 +263,9 @@ def bombs() -> dict[str, bytes]:
     def segment(body: bytes) -> bytes:
         return b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body
 
+    def box(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", len(body) + 8, kind) + body
+
     return {
         "one_long.jpg": jpeg,
         "one_long.tif": count,
@@ -269,6 +280,16 @@ def bombs() -> dict[str, bytes]:
         "laughs.jpg": b"\xff\xd8" + segment(xmp) + b"\xff\xd9",
         "deep.jpg": b"\xff\xd8" + segment(deep) + b"\xff\xd9",
         "segments.jpg": b"\xff\xd8" + b"\xff\xe0\0\2" * 3_000_000,
+        "continued.jpg": b"\xff\xd8" + segment(app1) + segment(b"Exif\0\0" + bytes(65_000)) * 200,
+        "blocks.jpg": b"\xff\xd8" + segment(b"Exif\0\0" + (full + entries)[:65_000]) * 200,
+        "infe.heic": boxes
+        + box(
+            b"meta",
+            bytes(4)
+            + box(b"pitm", bytes(4) + b"\0\1")
+            + box(b"iloc", bytes(4) + b"\x44\0\0\1\0\1\0\0" + bytes(10))
+            + box(b"iinf", bytes(4) + b"\xff\xff" + 95_000 * box(b"infe", b"\2\0\0\0\0\1\0\0Exif")),
+        ),
         "fill.jpg": b"\xff\xd8" + b"\xff" * 8_000_000,
         "zeros.jpg": b"\xff\xd8" + bytes(50_000_000),
         "chunks.png": png[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 1_000_000,
