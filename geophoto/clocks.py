@@ -93,7 +93,12 @@ def read_offset(written: str | None) -> int | None:
 
 def is_doubtful(when: datetime) -> bool:
     """Before the first photograph or after next year: a dead clock, or another calendar."""
-    return not FIRST_YEAR <= when.year <= time.gmtime().tm_year + 1
+    return not FIRST_YEAR <= when.year <= _next_year()
+
+
+@functools.cache
+def _next_year() -> int:
+    return time.gmtime().tm_year + 1
 
 
 def gps_clock(gps: dict) -> tuple[str | None, float] | None:
@@ -153,8 +158,8 @@ def _zones_at(lat: float, lon: float) -> list[Any]:
     return found
 
 
-def _minutes(when: datetime) -> int:
-    return round((when.utcoffset() or timedelta()).total_seconds() / 60)
+def _minutes(offset: timedelta | None) -> int:
+    return round((offset or timedelta()).total_seconds() / 60)
 
 
 def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None] | None:
@@ -164,26 +169,26 @@ def zone_offset(lat: float, lon: float, when: datetime) -> tuple[int, str | None
     is taken) or lies where two clocks are in use (zone_disputed). None where no zone is known.
     """
     offsets = _offsets(lat, lon, when)
-    if not offsets:
-        return None
-    flag = None
+    return (offsets[0], _flag(offsets)) if offsets else None
+
+
+def _flag(offsets: list[int]) -> str | None:
     if offsets[0] != offsets[1]:
-        flag = "dst_gap" if offsets[0] < offsets[1] else "dst_fold"
-    elif set(offsets) != {offsets[0]}:
-        flag = "zone_disputed"
-    return offsets[0], flag
+        return "dst_gap" if offsets[0] < offsets[1] else "dst_fold"
+    return "zone_disputed" if offsets.count(offsets[0]) < len(offsets) else None
 
 
 def _offsets(lat: float, lon: float, when: datetime) -> list[int]:
     """All that clocks at a position may have showed at a local wall time: two for each zone."""
-    zones = _zones_at(lat, lon)
-    return [_minutes(when.replace(tzinfo=zone, fold=fold)) for zone in zones for fold in (0, 1)]
+    folds = (when, when.replace(fold=1))
+    return [_minutes(zone.utcoffset(f)) for zone in _zones_at(lat, lon) for f in folds]
 
 
 def offset_at_place(lat: float, lon: float, utc: datetime, near: int | None = None) -> int | None:
     """Minutes east of UTC at a position at an instant; of several clocks in use, that `near`est."""
     instant = utc.replace(tzinfo=UTC)
-    offsets = [_minutes(instant.astimezone(zone)) for zone in _zones_at(lat, lon)]
+    zones = _zones_at(lat, lon)
+    offsets = [_minutes(instant.astimezone(zone).utcoffset()) for zone in zones]
     if near is None or len(offsets) < 2:
         return offsets[0] if offsets else None
     return min(offsets, key=lambda minutes: abs(minutes - near))
@@ -216,20 +221,22 @@ def add_utc(
     UTC comes from the offset tag, else the GPS clock, else the zone of the position `place`; of a
     photo without a local time from Takeout, which then tells that as well, or the GPS clock.
     """
+    if row["datetime"] and not (place or gps_time or row["utc_source"]):
+        return  # nothing tells its zone
     with contextlib.suppress(OverflowError):  # the years 1 and 9999
         if row["datetime"]:
             _add_offset(row, datetime.fromisoformat(row["datetime"]), gps_time, place, warnings)
-        elif taken_utc:
-            row["datetime_utc"], row["utc_source"] = iso_text(taken_utc), "takeout"
-            minutes = offset_at_place(*place, taken_utc) if place else None
-            if minutes is not None:
-                row["utc_offset_minutes"] = minutes
-                row["datetime"] = iso_text(taken_utc + timedelta(minutes=minutes))
-        elif gps_time and gps_time[0]:
-            row["datetime_utc"] = _clock(gps_time).isoformat(timespec="seconds")
-            row["utc_source"] = "gps_time"
-        if row["datetime_utc"] and place:
-            _add_time_at_place(row, place, warnings)
+            return
+        utc = taken_utc or (_clock(gps_time) if gps_time and gps_time[0] else None)
+        if utc is None:
+            return
+        row["datetime_utc"], row["utc_source"] = iso_text(utc), "gps_time"
+        minutes = offset_at_place(*place, utc) if place else None
+        if minutes is not None:
+            row["datetime_at_place"] = iso_text(utc + timedelta(minutes=minutes))
+        if taken_utc:
+            row["datetime"], row["utc_source"] = row["datetime_at_place"], "takeout"
+            row["utc_offset_minutes"] = minutes
 
 
 def _add_offset(
@@ -239,51 +246,67 @@ def _add_offset(
     place: tuple[float, float] | None,
     warnings: list,
 ) -> None:
-    dated = bool(gps_time and gps_time[0])
-    day = when.date().isoformat()
-    ahead = (when - _clock(gps_time, day)).total_seconds() / 60 if gps_time else None
-    if row["camera_make"] == "Apple" and not dated and abs(ahead or 0) <= EXACT_MINUTES:
-        ahead = None  # iPhones up to iOS 5 wrote the local time there, and no date
+    """UTC of a photo with a local time, and where its place is known what a clock there showed."""
+    clocks = _offsets(*place, when) if place else []
+    ahead, dated = None, bool(gps_time and gps_time[0])
+    if gps_time:
+        fix = _clock(gps_time, row["datetime"][:10])
+        ahead = (when - fix).total_seconds() / 60
+        if not dated and row["camera_make"] == "Apple" and abs(ahead) <= EXACT_MINUTES:
+            ahead = None  # iPhones up to iOS 5 wrote the local time there, and no date
     minutes, source = row["utc_offset_minutes"], row["utc_source"]
     if source is None:
-        minutes, source, noted = _infer_offset(place, when, ahead, dated)
+        minutes, source, noted = _infer_offset(clocks, ahead, dated)
         warnings.extend(noted)
     elif ahead is not None and dated and abs(ahead - minutes) > STALE_MINUTES:
         warnings.append("gps_time_differs")
-    if minutes is not None:
-        row["datetime_utc"] = iso_text(when - timedelta(minutes=minutes))
-        row["utc_offset_minutes"], row["utc_source"] = minutes, source
+    if minutes is None:
+        return
+    utc = when - timedelta(minutes=minutes)
+    row["datetime_utc"], row["utc_source"], row["utc_offset_minutes"] = (
+        iso_text(utc),
+        source,
+        minutes,
+    )
+    if minutes in clocks and _flag(clocks) != "dst_gap":  # an honest clock
+        row["datetime_at_place"] = row["datetime"]
+    elif place and clocks:
+        there = offset_at_place(*place, utc, minutes)
+        if there is not None:
+            row["datetime_at_place"] = iso_text(utc + timedelta(minutes=there))
+            told = source != "position_timezone" and abs(minutes - there) >= ELSEWHERE_MINUTES
+            warnings.extend(["clock_elsewhere"] if told else [])
 
 
 def _infer_offset(
-    place: tuple[float, float] | None, when: datetime, ahead: float | None, dated: bool
+    clocks: list[int], ahead: float | None, dated: bool
 ) -> tuple[int | None, str | None, list[str]]:
-    """Offset, its source and warnings, from local minus GPS time and the zone of the position.
+    """Offset, its source and warnings, from local minus GPS time in minutes, and from what the
+    `clocks` of the place may have shown (none where it is unknown).
 
     The GPS clock is right where it agrees with the zone, or says that the camera runs on another
-    whole or half hour (DESIGN: within 2 minutes); else its fix is old, and the zone counts.
+    whole or half hour, to EXACT_MINUTES; else its fix is old, and the zone counts.
     """
-    local = zone_offset(*place, when) if place else None
-    clocks = _offsets(*place, when) if place and local else []
     if ahead is not None and not dated:
         ahead = _likeliest_day(ahead, clocks)
     rounded = _plausible_offset(ahead) if ahead is not None else None
-    if local is None or not place:
+    if not clocks:
         differs = ["gps_time_differs"] if dated and rounded is None else []
         return rounded, None if rounded is None else "gps_time", differs
+    flag = _flag(clocks)
+    doubts = [flag] if flag else []
     if ahead is None:
-        return local[0], "position_timezone", [local[1]] if local[1] else []
+        return clocks[0], "position_timezone", doubts
     nearest = min(clocks, key=lambda minutes: abs(ahead - minutes))
-    if rounded is not None and abs(rounded - nearest) < ELSEWHERE_MINUTES:
+    if rounded is not None and (rounded % 30 == 0 or abs(rounded - nearest) < ELSEWHERE_MINUTES):
         return rounded, "gps_time", []
-    if rounded is not None and rounded % 30 == 0:
-        return rounded, "gps_time", []  # `_add_time_at_place` says clock_elsewhere
     if abs(ahead - nearest) <= STALE_MINUTES:
         return nearest, "gps_time", []
-    noted = ["fix_stale"] if abs(ahead - nearest) >= ELSEWHERE_MINUTES else []
-    if not noted or abs(ahead - nearest) >= 1440:
+    stale = abs(ahead - nearest) >= ELSEWHERE_MINUTES
+    noted = ["fix_stale"] if stale else []
+    if not stale or abs(ahead - nearest) >= 1440:
         noted.append("gps_time_differs")
-    return local[0], "position_timezone", noted + ([local[1]] if local[1] else [])
+    return clocks[0], "position_timezone", noted + doubts
 
 
 def _likeliest_day(ahead: float, clocks: list[int]) -> float:
@@ -298,18 +321,6 @@ def _likeliest_day(ahead: float, clocks: list[int]) -> float:
     if clocks:
         return min(days, key=lambda day: min(abs(day - clock) for clock in clocks))
     return days[-1] if first <= -660 + EXACT_MINUTES else first
-
-
-def _add_time_at_place(row: dict, place: tuple[float, float], warnings: list) -> None:
-    """Fill datetime_at_place, and say so where the camera's clock is not that of the place."""
-    utc, minutes = datetime.fromisoformat(row["datetime_utc"]), row["utc_offset_minutes"]
-    there = offset_at_place(*place, utc, minutes)
-    if there is None:
-        return
-    row["datetime_at_place"] = iso_text(utc + timedelta(minutes=there))
-    told = row["utc_source"] in ("offset_tag", "gps_time") and minutes is not None
-    if told and abs(minutes - there) >= ELSEWHERE_MINUTES:
-        warnings.append("clock_elsewhere")
 
 
 def _clock(gps_time: tuple, day: str = "") -> datetime:

@@ -8,8 +8,7 @@ first that knows counts: see data/README.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -28,7 +27,7 @@ from geophoto.clocks import (
 from geophoto.containers import Bytes, OpenFile, Photo, read_container
 from geophoto.orientations import ORIENTATIONS
 from geophoto.packets import iptc_date, read_iptc, read_xmp
-from geophoto.positions import add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
+from geophoto.positions import Fix, add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
 from geophoto.sidecars import Takeout, read_sidecar, read_takeout
 from geophoto.table import COLUMNS, stamp_beside, stamp_of
 from geophoto.tags import Value, number, positive, read_exif, text
@@ -38,6 +37,7 @@ USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what
 # ---------------------------------------------------------------- time
 
 Moment = tuple[datetime, int | None]  # local wall time, minutes east of UTC where they are told
+TAKEN = ("exif:DateTimeOriginal", "photoshop:DateCreated")  # in XMP, in this order
 
 
 def _exif_moment(
@@ -48,6 +48,8 @@ def _exif_moment(
     fraction = tags.FRACTION_TAKEN if taken else tags.FRACTION_DIGITISED
     zone = tags.ZONE_TAKEN if taken else tags.ZONE_DIGITISED
     for source in (exif, main) if taken else (exif,):
+        if tag not in source:
+            continue
         written = text(source.get(tag))
         found = read_date(written, text(source.get(fraction)), clock)
         if found:
@@ -77,55 +79,53 @@ def _xmp_moment(xmp: dict[str, str], name: str) -> Moment | None:
     return found
 
 
-@dataclass(slots=True)
-class Sources:
-    """Everything read about one photo that may tell when it was taken."""
+def _moments(
+    photo: Photo,
+    main: dict,
+    exif: dict,
+    clock: tuple | None,
+    taken: Moment | None,
+    xmp: dict[str, str],
+    sidecar: dict[str, str],
+    warnings: list,
+) -> Iterator[Moment | None]:
+    """Capture times in the order of their sources; `taken` is EXIF's DateTimeOriginal, `clock` the
+    GPS clock.
 
-    photo: Photo
-    main: dict
-    exif: dict
-    clock: tuple | None  # of the GPS IFD
-    taken: Moment | None  # EXIF DateTimeOriginal
-    xmp: dict[str, str]  # embedded
-    sidecar: dict[str, str]
-
-
-def _moments(told: Sources, warnings: list) -> Iterator[Moment | None]:
-    """Capture times in the order of their sources; IPTC is only read where it is asked for."""
-    for name in ("exif:DateTimeOriginal", "photoshop:DateCreated"):
-        found = _xmp_moment(told.sidecar, name)
-        if found and told.taken and found[1] is None:
-            same = found[0].replace(microsecond=0) == told.taken[0].replace(microsecond=0)
-            found = told.taken if same else found  # which may know fraction and offset
+    IPTC and DateTimeDigitized are only read where they are asked for.
+    """
+    for name in TAKEN if sidecar else ():
+        found = _xmp_moment(sidecar, name)
+        if found and taken and found[1] is None:
+            same = found[0].replace(microsecond=0) == taken[0].replace(microsecond=0)
+            found = taken if same else found  # which may know fraction and offset
         yield found
-    yield told.taken
-    for name in ("exif:DateTimeOriginal", "photoshop:DateCreated"):
-        yield _xmp_moment(told.xmp, name)
-    iptc = _read_iptc(told.photo, told.main)
-    yield read_date(iptc_date(iptc, packets.CREATED))
-    yield _exif_moment(tags.DIGITISED, told.main, told.exif, told.clock, warnings)
-    yield _xmp_moment(told.sidecar, "exif:DateTimeDigitized")
-    yield _xmp_moment(told.xmp, "exif:DateTimeDigitized")
-    yield read_date(iptc_date(iptc, packets.DIGITISED))
-    yield _xmp_moment(told.sidecar, "xmp:CreateDate")
-    yield _xmp_moment(told.xmp, "xmp:CreateDate")
+    yield taken
+    for name in TAKEN if xmp else ():
+        yield _xmp_moment(xmp, name)
+    iptc = _read_iptc(photo, main)
+    yield read_date(iptc_date(iptc, packets.CREATED)) if iptc else None
+    yield _exif_moment(tags.DIGITISED, main, exif, clock, warnings)
+    for packet in (sidecar, xmp) if sidecar or xmp else ():
+        yield _xmp_moment(packet, "exif:DateTimeDigitized")
+    yield read_date(iptc_date(iptc, packets.DIGITISED)) if iptc else None
+    for packet in (sidecar, xmp) if sidecar or xmp else ():
+        yield _xmp_moment(packet, "xmp:CreateDate")
 
 
 def _read_iptc(photo: Photo, main: dict) -> dict[int, str]:
     """IPTC of a JPEG's Photoshop resources, or of a TIFF's own tag or its resources."""
-    block = main.get(tags.IPTC)
-    if not isinstance(block, bytes):
-        resources = main.get(tags.RESOURCES)
-        parts = [Bytes(resources)] if isinstance(resources, bytes) else photo.resources
-        block = packets.iptc_of_resources(parts)
-    return read_iptc(block)
+    block, resources = main.get(tags.IPTC), main.get(tags.RESOURCES)
+    if isinstance(block, bytes):
+        return read_iptc(block)
+    parts = [Bytes(resources)] if isinstance(resources, bytes) else photo.resources
+    return read_iptc(packets.iptc_of_resources(parts)) if parts else {}
 
 
-def add_time(row: dict, told: Sources, warnings: list) -> None:
+def add_time(row: dict, moments: Iterable[Moment | None], warnings: list) -> None:
     """Fill `datetime`, and the offset where it is written with it, from the first that knows."""
-    for moment in _moments(told, warnings):
-        found = _sound(moment, warnings)
-        if found:
+    for moment in moments:
+        if found := _sound(moment, warnings):
             row["datetime"] = iso_text(found[0])
             if found[1] is not None:
                 row["utc_offset_minutes"], row["utc_source"] = found[1], "offset_tag"
@@ -158,7 +158,7 @@ def empty_row(status: str, reason: str) -> dict:
 def read_photo(path: str, sidecar: str = "", takeout: str = "") -> dict:
     """Read one file's header, its XMP sidecar and its Takeout file, where it has them, into a table
     row (without its name, UTC and sun); never raises."""
-    beside = stamp_beside((sidecar, takeout))
+    beside = stamp_beside((sidecar, takeout)) if sidecar or takeout else []
     try:
         with open(path, "rb", buffering=0) as file:
             about = os.fstat(file.fileno())
@@ -182,6 +182,8 @@ def _read_open_file(file: Any, size: int, path: str, sidecar: str, takeout: str)
         photo = read_container(data)
         if photo.kind is None:
             return empty_row("unreadable", "not_an_image")
+        if not (sidecar or takeout):
+            return _to_row(photo, {}, None, [])
         return _to_row(photo, *_read_beside(path, sidecar, takeout))
     except MemoryError:
         return empty_row("unreadable", "out_of_memory")
@@ -196,7 +198,8 @@ def _read_beside(
     try:
         told = read_takeout(takeout, path) if takeout else None
     except Exception:  # a bug met a hostile file: one warning, not the row
-        told = Takeout(warnings=["takeout_damaged"])
+        told = Takeout()
+        told.warnings.append("takeout_damaged")
     try:
         found, noted = read_sidecar(sidecar, path) if sidecar else ({}, [])
     except Exception:
@@ -204,61 +207,86 @@ def _read_beside(
     return found, told, noted + (told.warnings if told else [])
 
 
-XMP_NAMES = {
-    "gps_latitude": ("exif:GPSLatitude", "exif:GPSLatitudeRef", "exif:GPSLongitude",
-                     "exif:GPSLongitudeRef", "exif:GPSHPositioningError",
-                     "exif:GPSProcessingMethod"),
-    "gps_altitude": ("exif:GPSAltitude", "exif:GPSAltitudeRef"),
-    "datetime": ("exif:DateTimeOriginal", "exif:OffsetTimeOriginal", "photoshop:DateCreated",
-                 "exif:DateTimeDigitized", "xmp:CreateDate"),
-    "gps_clock": ("exif:GPSTimeStamp",),
-    "camera_make": ("tiff:Make",),
-    "camera_model": ("tiff:Model",),
-    "orientation_tag": ("tiff:Orientation",),
+XMP_NAMES = {  # column → properties that can fill it, and those that only say more about these
+    "gps_latitude": (("exif:GPSLatitude",),
+                     ("exif:GPSLatitudeRef", "exif:GPSLongitude", "exif:GPSLongitudeRef",
+                      "exif:GPSHPositioningError", "exif:GPSProcessingMethod")),
+    "gps_altitude": (("exif:GPSAltitude",), ("exif:GPSAltitudeRef",)),
+    "datetime": (("exif:DateTimeOriginal", "photoshop:DateCreated", "exif:DateTimeDigitized",
+                  "xmp:CreateDate"), ("exif:OffsetTimeOriginal",)),
+    "gps_clock": (("exif:GPSTimeStamp",), ()),
+    "camera_make": (("tiff:Make",), ()),
+    "camera_model": (("tiff:Model",), ()),
+    "orientation_tag": (("tiff:Orientation",), ()),
 }  # fmt: skip
 
 
 def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: list[str]) -> dict:
-    row, warnings = empty_row("no_exif", ""), [*photo.warnings, *noted]
+    row, warnings = empty_row("no_exif", ""), photo.warnings + noted
     main, exif, gps = read_exif(photo.exif)
     if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
     if photo.kind == "tiff":
         photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
         photo.xmp = main.get(tags.XMP_TAG)
-    _add_camera(row, main, exif)
-    clock = row["gps_clock"] = gps_clock(gps)
-    taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings)
-    fix = fix_of_gps(gps)
-    known = {"gps_latitude": fix.place, "gps_altitude": fix.altitude, "datetime": taken}
-    known["orientation_tag"] = main.get(tags.TURN) if photo.kind == "tiff" else ()
-    xmp = _embedded_xmp(photo, row | known)
-    fixes = [fix, fix_of_xmp(xmp, "xmp")] if xmp else [fix]
+    turn = main.get(tags.TURN)
+    if main or photo.xmp or photo.resources or beside or told:
+        if main:
+            _add_camera(row, main, exif)
+        xmp = _add_place_and_time(row, photo, (main, exif, gps), beside, told, warnings)
+        if turn is None and "tiff:Orientation" in xmp:
+            turn = xmp["tiff:Orientation"].encode()
+        if turn is not None or row["taken_utc"] or any(row[column] is not None for column in USED):
+            row["status"] = "ok"
+    if row["status"] != "ok" and (
+        photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif)
+    ):
+        row["status"] = "empty_exif"
+    if photo.width and photo.height and min(photo.width, photo.height) > 0:
+        row["image_width"], row["image_height"] = photo.width, photo.height
+    else:
+        warnings.append("no_size")
+    _add_orientation(row, photo, turn, warnings)
+    row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
+    return row
+
+
+def _add_place_and_time(
+    row: dict,
+    photo: Photo,
+    header: tuple[dict, dict, dict],
+    beside: dict[str, str],
+    told: Takeout | None,
+    warnings: list,
+) -> dict[str, str]:
+    """Fill what EXIF (its three directories), XMP, IPTC and the files beside say of both; returns
+    the properties of the embedded XMP."""
+    main, exif, gps = header
+    clock = row["gps_clock"] = gps_clock(gps) if gps else None
+    taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings) if main else None
+    fixes = [fix_of_gps(gps)] if gps else []
+    turn = main.get(tags.TURN) if photo.kind == "tiff" else ()  # XMP turns TIFF alone
+    xmp = _embedded_xmp(photo, row, taken, fixes, turn) if isinstance(photo.xmp, bytes) else {}
+    if taken and not beside:
+        add_time(row, [taken], warnings)
+    else:
+        moments = _moments(photo, main, exif, clock, taken, xmp, beside, warnings)
+        add_time(row, moments, warnings)
     if beside:
         fixes.insert(0, fix_of_xmp(beside, "sidecar"))
+    if xmp:
+        fixes.append(fix_of_xmp(xmp, "xmp"))
     if told:
         fixes.append(fix_of_takeout(told))
         row["taken_utc"] = _utc_of_takeout(told, warnings)
-    add_position(row, fixes, warnings)
-    add_time(row, Sources(photo, main, exif, clock, taken, xmp, beside), warnings)
-    for source in (beside, xmp):
-        row["gps_clock"] = row["gps_clock"] or _xmp_clock(source)
-        row["camera_make"] = row["camera_make"] or source.get("tiff:Make")
-        row["camera_model"] = row["camera_model"] or source.get("tiff:Model")
-    if min(photo.width or 0, photo.height or 0) > 0:
-        row["image_width"], row["image_height"] = photo.width, photo.height
-    turn = main.get(tags.TURN)
-    if turn is None and "tiff:Orientation" in xmp:  # of TIFF, where decoders mind it
-        turn = xmp["tiff:Orientation"].encode()
-    if turn is not None or row["taken_utc"] or any(row[column] is not None for column in USED):
-        row["status"] = "ok"
-    elif photo.xmp or (main.keys() & _POINTERS if photo.kind == "tiff" else photo.exif):
-        row["status"] = "empty_exif"
-    _add_orientation(row, photo, turn, warnings)
-    if row["image_width"] is None:
-        warnings.append("no_size")
-    row["_kind"], row["warnings"] = photo.kind, ";".join(dict.fromkeys(warnings))
-    return row
+    if fixes:
+        add_position(row, fixes, warnings)
+    for packet in (beside, xmp):
+        if packet:
+            row["gps_clock"] = row["gps_clock"] or _xmp_clock(packet)
+            row["camera_make"] = row["camera_make"] or packet.get("tiff:Make")
+            row["camera_model"] = row["camera_model"] or packet.get("tiff:Model")
+    return xmp
 
 
 _POINTERS = {tags.EXIF_IFD, tags.GPS_IFD}  # every TIFF file has IFD0: with these it has EXIF
@@ -273,12 +301,17 @@ def _add_camera(row: dict, main: dict, exif: dict) -> None:
         row[column] = positive(exif.get(tag, main.get(tag)))
 
 
-def _embedded_xmp(photo: Photo, known: dict) -> dict[str, str]:
+def _embedded_xmp(
+    photo: Photo, row: dict, taken: Moment | None, fixes: list[Fix], turn: Value | None
+) -> dict[str, str]:
     """What EXIF left empty, from the photo's own XMP packet."""
-    if not isinstance(photo.xmp, bytes):
-        return {}
-    missing = (names for column, names in XMP_NAMES.items() if known[column] is None)
-    return read_xmp(photo.xmp, {name for names in missing for name in names})
+    known = {column: row[column] for column in XMP_NAMES}
+    known |= {"datetime": taken, "orientation_tag": turn}
+    if fixes:
+        known["gps_latitude"], known["gps_altitude"] = fixes[0].place, fixes[0].altitude
+    missing = [names for column, names in XMP_NAMES.items() if known[column] is None]
+    telling = [name for filling, _ in missing for name in filling]
+    return read_xmp(photo.xmp or b"", telling, [name for _, more in missing for name in more])
 
 
 def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:

@@ -5,8 +5,10 @@ In: the packet or block as bytes. Out: dicts of texts; nothing here raises on da
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from geophoto.containers import MAX_XMP_BYTES, Bytes
@@ -34,39 +36,54 @@ class _Properties:
     Only direct properties count, not those of places told inside other structures.
     """
 
-    def __init__(self, wanted: set[str] | frozenset[str]) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: Iterable[str]) -> None:
+        self.wanted = frozenset(wanted)
+        self.names = {name: name for name in self.wanted}  # as written, by the prefixes in use
+        self.changed: set[str] = set()  # prefixes that stand for another space than usual
         self.found: dict[str, str] = {}
-        self.spaces = {short: short for short in XMP_SPACES.values()}  # where none are declared
-        self.path = ["", ""]
         self.written: list[str] = []
-        self.elements = 0
+        self.elements = self.depth = 0
+        self.rdf = self.description = -9  # depth of rdf:RDF and of rdf:Description in it
         self.is_xmp = self.refused = False
 
     def keep(self, name: str, value: str) -> None:
-        prefix, _, local = name.rpartition(":")
-        key = f"{self.spaces.get(prefix)}:{local}"
-        if key in self.wanted and value.strip():
-            self.found.setdefault(key, value.strip()[:200])
+        if name in self.names and value.strip():
+            self.found.setdefault(self.names[name], value.strip()[:200])
+
+    def declare(self, prefix: str, uri: str) -> None:
+        space = XMP_SPACES.get(uri)
+        usual = prefix == space or not (space or prefix in XMP_SPACES.values())
+        if usual and prefix not in self.changed:
+            return
+        rest = {k: v for k, v in self.names.items() if not k.startswith(f"{prefix}:")}
+        ours = (name for name in self.wanted if name.partition(":")[0] == space)
+        self.names = rest | {f"{prefix}:{name.partition(':')[2]}": name for name in ours}
+        self.changed.add(prefix)
 
     def start(self, name: str, attributes: dict) -> None:
         self.elements += 1
         if self.elements > MAX_ELEMENTS:
             raise _Enough
-        for key, uri in attributes.items():
+        self.depth += 1
+        for key, value in attributes.items():
             if key.startswith("xmlns:"):
-                self.spaces[key[6:]] = XMP_SPACES.get(uri, "")
-        self.is_xmp = self.is_xmp or name.endswith("RDF")
-        if name.endswith("Description") and self.path[-1].endswith("RDF"):
+                self.declare(key[6:], value)
+        if self.depth == self.rdf + 1 and name.endswith("Description"):
+            self.description = self.depth
             for key, value in attributes.items():
                 self.keep(key, value)
-        self.path.append(name)
+        elif name.endswith("RDF"):
+            self.rdf, self.is_xmp = self.depth, True
         self.written.clear()
 
     def end(self, name: str) -> None:
-        self.path.pop()
-        if self.path[-1].endswith("Description") and self.path[-2].endswith("RDF"):
+        if self.depth == self.description + 1:
             self.keep(name, "".join(self.written))
+        elif self.depth == self.description:
+            self.description = -9
+        elif self.depth == self.rdf:
+            self.rdf = -9
+        self.depth -= 1
         self.written.clear()
 
     def refuse(self, *_: Any) -> None:
@@ -74,15 +91,22 @@ class _Properties:
         raise _Enough
 
 
-def read_xmp(packet: bytes, wanted: set[str] | frozenset[str]) -> dict[str, str]:
-    """Find properties such as "exif:GPSLatitude" in a packet that may hold none of them."""
+def read_xmp(packet: bytes, wanted: Iterable[str], more: Iterable[str] = ()) -> dict[str, str]:
+    """Find properties such as "exif:GPSLatitude" in a packet that may hold none of them; with them
+    come those of `more`, for which alone it is not parsed."""
     plain = packet.replace(b"\0", b"")
-    if not any(name.partition(":")[2].encode() in plain for name in wanted):
+    if not any(_as_written(name) in plain for name in wanted):
         return {}
-    return parse_xmp(packet, wanted)[0]
+    return parse_xmp(packet, {*wanted, *more})[0]
 
 
-def parse_xmp(packet: bytes, wanted: set[str] | frozenset[str]) -> tuple[dict[str, str], bool]:
+@functools.cache
+def _as_written(name: str) -> bytes:
+    """A property's name without its space, whose prefix may be any."""
+    return name.partition(":")[2].encode()
+
+
+def parse_xmp(packet: bytes, wanted: Iterable[str]) -> tuple[dict[str, str], bool]:
     """Find properties, as attributes or elements, and say whether the packet is whole.
 
     What stands before damage is kept; of a packet that declares entities, nothing is.

@@ -10,7 +10,6 @@ import os
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,21 +50,21 @@ PIXEL_LIMIT = 300_000_000  # of every format; the largest phones make 200 MP. De
 # ---------------------------------------------------------------- find
 
 
-@dataclass
 class Listing:
     """What a photo folder holds; each list is sorted."""
 
-    root: str
-    names: list[str] = field(default_factory=list)  # table names: relative, POSIX, NFC
-    disk: dict[str, str] = field(default_factory=dict)  # where the disk spells it otherwise (NFD)
-    raw: list[str] = field(default_factory=list)  # RAW files
-    other: list[str] = field(default_factory=list)  # pictures of formats that nothing here reads
-    system: list[str] = field(default_factory=list)  # folders of the system or a file server
-    own: list[str] = field(default_factory=list)  # what this pipeline wrote itself
-    collisions: list[str] = field(default_factory=list)  # names that equal another's after NFC
-    unread: list[str] = field(default_factory=list)  # what could not be reached, with the reason
-    # Name on disk → names of the photo's XMP sidecar and Takeout file, "" where it has none.
-    beside: dict[str, tuple[str, str]] = field(default_factory=dict)
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.names: list[str] = []  # table names: relative, POSIX, NFC
+        self.disk: dict[str, str] = {}  # table name → name where the disk spells it otherwise (NFD)
+        # Name on disk → names of the photo's XMP sidecar and Takeout file, "" where it has none.
+        self.beside: dict[str, tuple[str, str]] = {}
+        self.raw: list[str] = []  # RAW files
+        self.other: list[str] = []  # pictures of formats that nothing here reads
+        self.system: list[str] = []  # folders of the system or a file server
+        self.own: list[str] = []  # what this pipeline wrote itself
+        self.collisions: list[str] = []  # names that equal another's after NFC
+        self.unread: list[str] = []  # what could not be reached, with the reason
 
     def files(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Each table name with its file, and with those beside it where there are any.

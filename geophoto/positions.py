@@ -7,7 +7,6 @@ position, altitude, accuracy and heading.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 from density import EARTH_RADIUS_KM
 from geophoto import tags
@@ -22,16 +21,22 @@ Place = tuple[float, float]  # lat, lon: signed degrees
 # ---------------------------------------------------------------- one source
 
 
-@dataclass(slots=True)
 class Fix:
-    """What one source says about where a photo was taken: None = unknown."""
+    """What one source, a value of gps_source, says of where a photo was taken: None = unknown."""
 
-    source: str  # a value of the column gps_source
-    place: Place | None = None
-    altitude: float | None = None
-    accuracy_m: float | None = None
-    direction: float | None = None
-    warnings: list[str] = field(default_factory=list)
+    __slots__ = ("accuracy_m", "altitude", "direction", "place", "source", "warnings")
+
+    def __init__(
+        self,
+        source: str,
+        place: Place | None = None,
+        altitude: float | None = None,
+        accuracy_m: float | None = None,
+        direction: float | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        self.source, self.place, self.altitude = source, place, altitude
+        self.accuracy_m, self.direction, self.warnings = accuracy_m, direction, [*warnings]
 
     @property
     def rank(self) -> int:
@@ -145,15 +150,16 @@ def add_position(row: dict, fixes: list[Fix], warnings: list) -> None:
 
     The altitude may be another source's than the position, but not that of another place.
     """
-    taken = min((fix for fix in fixes if fix.place), key=lambda fix: fix.rank, default=None)
+    placed = [fix for fix in fixes if fix.place]
+    taken = min(placed, key=lambda fix: fix.rank) if len(placed) > 1 else next(iter(placed), None)
     place = taken.place if taken else None
     if taken and place:
         row["gps_latitude"], row["gps_longitude"] = place
         row["gps_source"], row["gps_accuracy_m"] = taken.source, taken.accuracy_m
         warnings.extend(taken.warnings)
-        real = {fix.source: fix for fix in fixes if fix.place and fix.rank == 0}
-        if taken is real.get("sidecar") and "exif" in real and not _near(real["exif"], place):
-            warnings.append("gps_differs")
+        for fix in placed[1:] if taken.source == "sidecar" else ():
+            if fix.source == "exif" and fix.rank == 0 and not _near(fix, place):
+                warnings.append("gps_differs")
     for fix in fixes:
         elsewhere = fix is not taken and (fix.rank or (place and not _near(fix, place)))
         if row["gps_altitude"] is None and not elsewhere:

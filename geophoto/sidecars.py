@@ -12,7 +12,6 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -177,15 +176,15 @@ def _read_file(path: str, limit: int) -> bytes:
 # ---------------------------------------------------------------- takeout
 
 
-@dataclass(slots=True)
 class Takeout:
     """What Google Takeout says of a photo: None = unknown."""
 
-    lat: float | None = None
-    lon: float | None = None
-    altitude: float | None = None
-    taken_utc: datetime | None = None
-    warnings: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.lat: float | None = None
+        self.lon: float | None = None
+        self.altitude: float | None = None
+        self.taken_utc: datetime | None = None
+        self.warnings: list[str] = []
 
 
 def read_takeout(path: str, photo: str) -> Takeout:

@@ -59,10 +59,14 @@ def write_table(records: Iterable[tuple[str, dict]], data_dir: Path) -> None:
     ):
         writer = csv.writer(sheet, lineterminator="\r\n")
         writer.writerow(COLUMNS)
+        texts = [COLUMNS.index(column) for column in TEXT_COLUMNS]
         before = "[\n"
         for record, row in records:
             table.write(before + record)
-            writer.writerow([harmless_cell(row[column]) for column in COLUMNS])
+            cells = [row[column] for column in COLUMNS]
+            for place in texts:
+                cells[place] = harmless_cell(cells[place])
+            writer.writerow(cells)
             before = ",\n"
         table.write("[]\n" if before == "[\n" else "\n]\n")
 

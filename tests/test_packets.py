@@ -20,6 +20,8 @@ def test_properties_are_found_by_their_space_whatever_its_prefix(as_elements):
     assert packets.parse_xmp(packet, wanted) == (right, True)
     renamed = packet.replace(b"exif:", b"ns1:").replace(b":exif=", b":ns1=")
     assert packets.parse_xmp(renamed, wanted) == (right, True)
+    again = b'<a xmlns:exif="u"><b xmlns:exif="http://ns.adobe.com/exif/1.0/"/></a><x:xmpmeta'
+    assert packets.parse_xmp(packet.replace(b"<x:xmpmeta", b"<y>" + again), wanted)[0] == right
     foreign = packet.replace(b"/exif/1.0/", b"/other/1.0/")
     assert packets.parse_xmp(foreign, wanted) == ({"tiff:Make": "Maker"}, True)
     for code in ("utf-16", "utf-16-le", "utf-16-be", "utf-8-sig"):

@@ -33,7 +33,7 @@ def test_the_first_source_that_knows_the_place_counts(count):
 
 
 def test_zero_and_estimates_give_way_to_any_position():
-    zero, estimate = Fix("exif", (0.0, 0.0), warnings=["gps_zero"]), Fix("estimate", (1.0, 2.0))
+    zero, estimate = Fix("exif", (0.0, 0.0), warnings=("gps_zero",)), Fix("estimate", (1.0, 2.0))
     known = Fix("takeout", (-33.9, 151.2))
     for fixes in itertools.permutations((zero, estimate, known)):
         row, warnings = positioned(*fixes)
@@ -68,10 +68,10 @@ def test_across_the_date_line_and_at_the_poles():
 
 
 def test_doubts_of_a_source_that_is_not_taken_are_not_said():
-    void = Fix("exif", (48.0, 11.0), warnings=["gps_void"])
+    void = Fix("exif", (48.0, 11.0), warnings=("gps_void",))
     assert positioned(void)[1] == {"gps_void"}
     assert positioned(Fix("sidecar", (48.0, 11.0)), void)[1] == set()
-    broken = Fix("exif", warnings=["gps_incomplete"])
+    broken = Fix("exif", warnings=("gps_incomplete",))
     assert positioned(broken)[1] == {"gps_incomplete"}
     assert positioned(broken, Fix("takeout", (1.0, 2.0)))[1] == set()
 
@@ -106,9 +106,11 @@ def test_references_letters_and_signs_in_xmp(tmp_path, lat, lon, as_elements, sp
 
 
 def test_half_a_position_in_xmp_is_none(tmp_path):
+    sidecar = tmp_path / "a.jpg.xmp"
     for told in ({"exif:GPSLatitude": "48,30N"}, {"exif:GPSLongitude": "8.5E"},
                  {"exif:GPSLatitude": "48,30N", "exif:GPSLongitude": "east"}):  # fmt: skip
-        row = read(jpeg_with_xmp(tmp_path / "a.jpg", xmp_of(told)))
+        sidecar.write_bytes(xmp_of(told))
+        row = read(jpeg_with_xmp(tmp_path / "a.jpg", xmp_of(told)), sidecar)
         assert row["gps_latitude"] is None and "gps_incomplete" in codes(row)
     far = {"exif:GPSLatitude": "91N", "exif:GPSLongitude": "8E"}
     assert "gps_out_of_range" in codes(read(jpeg_with_xmp(tmp_path / "b.jpg", xmp_of(far))))
@@ -163,5 +165,7 @@ def test_estimates_in_sidecars_never_stand_over_what_the_photo_knows(tmp_path):
 
 def test_takeouts_numbers_are_signed():
     for lat, lon in ((1.5, 2.5), (-1.5, 2.5), (1.5, -2.5), (-1.5, -2.5), (0.0, 3.0)):
-        assert fix_of_takeout(Takeout(lat, lon)).place == (lat, lon)
+        told = Takeout()
+        told.lat, told.lon = lat, lon
+        assert fix_of_takeout(told).place == (lat, lon)
     assert fix_of_takeout(Takeout()).place is None
