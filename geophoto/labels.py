@@ -89,7 +89,8 @@ def _moments(
     sidecar: dict[str, str],
     warnings: list,
 ) -> Iterator[Moment | None]:
-    """Capture times in the order of their sources; `taken` is EXIF's DateTimeOriginal.
+    """Capture times in the order of their sources; `taken` is EXIF's DateTimeOriginal, `clock` the
+    GPS clock.
 
     IPTC and DateTimeDigitized are only read where they are asked for.
     """
@@ -234,7 +235,7 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
         if main:
             _add_camera(row, main, exif)
         xmp = _add_place_and_time(row, photo, (main, exif, gps), beside, told, warnings)
-        if turn is None and "tiff:Orientation" in xmp:  # of TIFF, where decoders mind it
+        if turn is None and "tiff:Orientation" in xmp:
             turn = xmp["tiff:Orientation"].encode()
         if turn is not None or row["taken_utc"] or any(row[column] is not None for column in USED):
             row["status"] = "ok"
@@ -260,15 +261,13 @@ def _add_place_and_time(
     warnings: list,
 ) -> dict[str, str]:
     """Fill what EXIF (its three directories), XMP, IPTC and the files beside say of both; returns
-    what was read of XMP."""
+    the properties of the embedded XMP."""
     main, exif, gps = header
     clock = row["gps_clock"] = gps_clock(gps) if gps else None
     taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings) if main else None
     fixes = [fix_of_gps(gps)] if gps else []
-    xmp: dict[str, str] = {}
-    if isinstance(photo.xmp, bytes):
-        turned = tags.TURN in main or photo.kind != "tiff"
-        xmp = _embedded_xmp(photo.xmp, row, taken, fixes, turned)
+    turn = main.get(tags.TURN) if photo.kind == "tiff" else ()  # XMP turns TIFF alone
+    xmp = _embedded_xmp(photo, row, taken, fixes, turn) if isinstance(photo.xmp, bytes) else {}
     if taken and not beside:
         add_time(row, [taken], warnings)
     else:
@@ -304,16 +303,16 @@ def _add_camera(row: dict, main: dict, exif: dict) -> None:
 
 
 def _embedded_xmp(
-    packet: bytes, row: dict, taken: Moment | None, fixes: list[Fix], turned: bool
+    photo: Photo, row: dict, taken: Moment | None, fixes: list[Fix], turn: Value | None
 ) -> dict[str, str]:
     """What EXIF left empty, from the photo's own XMP packet."""
     known = {column: row[column] for column in XMP_NAMES}
-    known |= {"datetime": taken, "orientation_tag": turned or None}
+    known |= {"datetime": taken, "orientation_tag": turn}
     if fixes:
         known["gps_latitude"], known["gps_altitude"] = fixes[0].place, fixes[0].altitude
     missing = [names for column, names in XMP_NAMES.items() if known[column] is None]
     telling = [name for filling, _ in missing for name in filling]
-    return read_xmp(packet, telling, [name for _, more in missing for name in more])
+    return read_xmp(photo.xmp or b"", telling, [name for _, more in missing for name in more])
 
 
 def _utc_of_takeout(told: Takeout, warnings: list) -> datetime | None:
