@@ -8,6 +8,7 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
     python evaluate_gps_model.py --photos 'trip/**/*.jpg' --json   # the same for other programs
+    python evaluate_gps_model.py --verify                          # do claims fit the pictures?
 """
 
 import argparse
@@ -39,6 +40,7 @@ from geophoto.plots import (
 from geophoto.records import (
     groups_of,
     places_text,
+    plain,
     prediction_rows,
     records_of,
     write_geojson,
@@ -60,6 +62,7 @@ SEED = 0  # of the resampling
 # ------------------------------------------------------------------------
 
 SHOWN = 12  # photos that are shown one by one; of more a summary is
+PAGED = 200  # photos on the page of verified claims, those that fit least
 
 # ---------------------------------------------------------------- the evaluation
 
@@ -379,6 +382,62 @@ def print_prediction(row: dict) -> None:
         print(f"  sun          {row['sun_elevation_deg']:.0f}° high")
 
 
+# ---------------------------------------------------------------- claims
+
+
+def verify_table(
+    data_dir: Path,
+    image_dir: Path,
+    checkpoint_dir: Path,
+    output_dir: Path,
+    precision: str,
+    as_json: bool,
+) -> int:
+    """Rank the photos of the table by how little their claims fit; returns how many were unread."""
+    from tqdm import tqdm
+
+    from geophoto.checkpoints import read_checkpoint
+    from geophoto.predictions import verify_claims
+    from geophoto.verification import write_page
+
+    tell = functools.partial(print, file=sys.stderr if as_json else sys.stdout)
+    photos = photos_of(read_table(data_dir), image_dir)
+    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
+    density.ready_to_write(output_dir)
+    frame = verify_claims(checkpoint, photos, data_dir, precision, tqdm, tell)
+    rows = records_of(frame)
+    summary = plain(frame.attrs["summary"])
+    content = {"model": checkpoint["settings"]["inputs"], "summary": summary, "photos": rows}
+    write_rows(output_dir / "verification.csv", rows)
+    write_json(output_dir / "verification.json", content)
+    write_page(output_dir / "verification.html", rows[:PAGED], summary, content["model"])
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+    else:
+        print_verification(rows, summary)
+    tell(f"wrote {output_dir}/verification.csv, verification.json and verification.html")
+    tell(f"{summary['judged']} photos judged, {summary['held_out']} of them held out in training; "
+         f"{summary['without_claim']} without a claim, {summary['trained_on']} trained on, "
+         f"{summary['unread']} not read")  # fmt: skip
+    return summary["unread"]
+
+
+def print_verification(rows: list[dict], summary: dict) -> None:
+    """The photos whose claims fit least, and how much is found."""
+    for row in rows[:SHOWN]:
+        if row["evidence"]:
+            print(f"{row['filename']} (p = {row['p']:.3f})")
+            for line in row["evidence"].split("; also "):
+                print(f"  {line}")
+    if summary["false_alarms"] is not None:
+        print(
+            f"on {summary['photos']} held-out photos, {summary['false_alarms']:.1%} false alarms "
+            f"at {summary['alarm_at']:.0%}:"
+        )
+    for name, rate in summary["rates"].items():
+        print(f"  {name:<28}{rate['found']:>5.0%} of {rate['n']} found")
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -396,14 +455,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
     add("--photos", nargs="+", metavar="PATH", help="predict these photos, folders, globs instead")
-    add("--json", action="store_true", help="with --photos: one JSON document to stdout")
+    add("--verify", action="store_true", help="do the claims of the table fit the pictures?")
+    add("--json", action="store_true", help="of --photos or --verify: one JSON document to stdout")
     args = parser.parse_args(argv)
     if args.bootstrap < 1 or not 0 <= args.seed < 2**31:
         density.stop("--bootstrap must be at least 1, --seed at least 0")
     if not 0 <= args.turn_certainty <= 1:
         density.stop("--turn-certainty must lie between 0 and 1")
-    if args.json and not args.photos:
-        density.stop("--json goes with --photos")
+    if args.json and not (args.photos or args.verify):
+        density.stop("--json goes with --photos or --verify")
+    if args.photos and args.verify:
+        density.stop("--photos and --verify are asked one after the other")
     return args
 
 
@@ -414,7 +476,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def answer(args: argparse.Namespace) -> int:
-    """Predict the photos that are named, else evaluate the models; returns the exit code."""
+    """Predict the photos that are named, verify claims, or evaluate; returns the exit code."""
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
@@ -423,6 +485,11 @@ def answer(args: argparse.Namespace) -> int:
         return 1 if failures else 0
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
+    if args.verify:
+        unread = verify_table(
+            data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.json
+        )
+        return 1 if unread else 0
     evaluate(
         data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap, args.seed
     )

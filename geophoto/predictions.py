@@ -26,12 +26,21 @@ from geophoto.densities import answers_of, likely_places
 from geophoto.depth_network import estimate_depths, load_network, tensor_size
 from geophoto.devices import Precision
 from geophoto.features import bounded_map, depth_input, picture_inputs
-from geophoto.finetune import PhotoSet, predict_photos
+from geophoto.finetune import PhotoSet, predict_photos, predict_readable
 from geophoto.network import predict_upright, predict_views
 from geophoto.orientations import ORIENTATION_CLASSES, turn_upright
 from geophoto.photos import Photos
 from geophoto.pictures import open_stored
 from geophoto.records import clock, place_names, place_rows, tidy
+from geophoto.verification import (
+    JUDGED,
+    Calibration,
+    Claims,
+    detection,
+    judge,
+    misfits_of,
+    verification_frame,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +105,82 @@ def held_out_answers(
         "prior": np.tile(normalisation.orientation_prior, (len(tested), 1)),
     }
     return whole, tested
+
+
+# ---------------------------------------------------------------- claims
+
+
+def verify_claims(
+    checkpoint: dict, photos: Photos, data_dir: Path, precision_name: str, bar: Callable,
+    say: Callable[[str], None] = density.silent,
+) -> pd.DataFrame:  # fmt: skip
+    """How well the claims of photos fit their pictures, see verification.verification_frame.
+
+    Photos held out in training are judged by what their fold said of them; those that the model
+    has never seen go through the network; those that a fine-tuned network was trained on cannot be
+    judged. `attrs["summary"]` tells the counts and, for held-out photos, how much is found.
+    """
+    claiming = photos.placed | np.isfinite(photos.minutes) | (photos.orientation >= 0)
+    split, held = checkpoint["split"], checkpoint["held_out"]
+    number = {name: i for i, name in enumerate(split["names"])}
+    at = np.array([number.get(name, -1) for name in photos.names], int)  # row in the split
+    if held is not None:
+        part_of = np.array([*split["fold"], -1])  # at -1: not in the split
+        kept, trained_on = np.flatnonzero((at >= 0) & claiming), np.zeros(len(photos), bool)
+    else:
+        tested = np.array([*(part == "test" for part in split["part"]), True])
+        part_of = np.array([*split["groups"], -1])
+        kept, trained_on = np.empty(0, int), claiming & ~tested[at]
+    asked = np.setdiff1d(np.flatnonzero(claiming & ~trained_on), kept)
+    told = []
+    if len(kept):
+        whole = {**held["answers"], **held["judged"]}
+        told.append((kept, {key: whole[key][at[kept]] for key in JUDGED}))
+    if len(asked):
+        told += judge_photos(checkpoint, photos, asked, data_dir, precision_name, bar, say)
+    if not told:
+        density.stop("no photo of the table has a claim that this model can judge")
+    rows = np.concatenate([some for some, _ in told])
+    judged = {key: np.concatenate([one[key] for _, one in told]) for key in JUDGED}
+    claims, part, seen = Claims.of(photos.take(rows)), part_of[at[rows]], at[rows] >= 0
+    if held is not None:
+        calibration = Calibration.of(held["judged"], split["fold"])
+    else:
+        calibration = Calibration(misfits_of(judged, claims, seen), part[seen])
+    names = [photos.names[row] for row in rows]
+    frame = verification_frame(names, judged, claims, calibration, part)
+    frame.attrs["summary"] = {
+        "judged": len(rows),
+        "held_out": int(seen.sum()),
+        "without_claim": int((~claiming).sum()),
+        "trained_on": int(trained_on.sum()),
+        "unread": len(kept) + len(asked) - len(rows),
+        **detection(
+            calibration, {key: values[seen] for key, values in judged.items()},
+            claims.take(seen), part[seen], np.array(split["groups"])[at[rows[seen]]],
+            checkpoint["normalisation"]["spread_km"],
+        ),
+    }  # fmt: skip
+    return frame
+
+
+def judge_photos(
+    checkpoint: dict, photos: Photos, asked: np.ndarray, data_dir: Path, precision_name: str,
+    bar: Callable, say: Callable[[str], None],
+) -> list[tuple[np.ndarray, dict]]:  # fmt: skip
+    """What the final model says of the photos `asked`, turned upright by their tags, see
+    verification.judge, behind the rows of those that could be read; empty without any."""
+    network, normalisation, densities = rebuild(checkpoint)
+    precision = Precision(precision_name)
+    network.to(precision.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    depth_dir = data_dir if checkpoint["model_config"]["use_depth"] else None
+    dataset = PhotoSet(photos, checkpoint["settings"]["image_size"], network, depth_dir, say=say)
+    raw = predict_readable(network, dataset, asked, precision, bar, "photos judged")
+    if not raw:
+        return []
+    rows = raw.pop("rows")
+    stored = np.maximum(photos.orientation[rows], 0)
+    return [(rows, judge(raw, checkpoint["gallery"], densities, normalisation, stored))]
 
 
 # ---------------------------------------------------------------- unknown

@@ -82,6 +82,11 @@ def tidy(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain(value):
+    """Nested dicts with tidy values, as JSON can hold them."""
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else tidy(value)
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Write records as CSV (RFC 4180, UTF-8), text that a spreadsheet would run made harmless."""
     with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
