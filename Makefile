@@ -7,8 +7,6 @@ PY := .venv/bin/python
 DEMO := --data-dir data/demo
 MODELS := --checkpoint-dir checkpoints/demo
 
-export OMP_WAIT_POLICY := PASSIVE  # threads that wait do not spin: kinder to a busy machine
-
 .PHONY: demo pipeline test test-all lint bench ablation notebooks clean
 
 demo: .venv/base  ## rendered photos → table → depth → two models → report, no download needed

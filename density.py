@@ -24,6 +24,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
+# Read when torch and NumPy load, so every script imports this module before them. Threads that wait
+# for each other must sleep, after some 0.1 ms at most: while they spin beside another busy process,
+# the one they wait for has no core. NumPy's matrices here are too small for threads at all.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # of GNU's library, as in torch for Linux
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def imported_when_used(name: str):
     """A module whose loading waits for the first look into it (importlib's own recipe)."""

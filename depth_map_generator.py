@@ -34,9 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from density import (
+from density import (  # before NumPy and torch: see there
     file_sha256,
     next_command,
     one_line_for_files,
@@ -47,6 +45,10 @@ from density import (
     sweep_temporaries,
     write_atomically,
 )
+
+# isort: split
+import numpy as np
+
 from geophoto.depth_maps import (
     belongs_to,
     depth_file,
@@ -374,8 +376,6 @@ def generate_depth_maps(
     overwrite: bool, contact_sheet: bool,
 ) -> int:  # fmt: skip
     """Do the whole stage with the settings of the same names; returns the exit code."""
-    # Read by OpenMP when torch loads: waiting threads must not spin on cores that others need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # else up to 10× slower on a busy machine
     rank, world = join_ranks()
     table, image_dir = read_table(data_dir, image_dir), image_dir or data_dir / "images"
     if rank > 0:

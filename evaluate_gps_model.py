@@ -21,9 +21,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import density  # before NumPy and torch: see there
+
+# isort: split
 import numpy as np
 
-import density
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
 from geophoto.pictures import list_photos

@@ -18,10 +18,12 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import density  # before NumPy and torch: see there
+
+# isort: split
 import numpy as np
 from tqdm import tqdm
 
-import density
 from density import file_sha256, next_command
 from geophoto import backbones, checkpoints, densities, features, finetune, frozen
 from geophoto.baselines import mean_figures

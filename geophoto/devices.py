@@ -44,6 +44,18 @@ class Precision:
         return torch.autocast(self.device.type, dtype)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Work of one core, also as a decorator: matrices so small that a second thread would wait and
+    be waited for longer than it works."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
 def processes() -> int:
     """How many processes train together (torchrun); 1 without it."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1

@@ -24,6 +24,7 @@ from geophoto.baselines import (
     validation_figures,
 )
 from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out, thinned
+from geophoto.devices import one_thread
 from geophoto.features import FrozenData
 from geophoto.network import PredictionHeads
 from geophoto.orientations import ORIENTATION_CLASSES, agree_views, turns_right
@@ -51,6 +52,7 @@ class Ridge:
     """Ridge regression of `wanted` (N, C) on centred `axes` (N, H), for any penalty from one
     decomposition. A penalty of 1 weighs the photos like the prior: `middle`, or else their mean."""
 
+    @one_thread()
     def __init__(
         self, axes: torch.Tensor, wanted: torch.Tensor, middle: float | None = None
     ) -> None:
@@ -146,6 +148,7 @@ class HeadTrainer:
                 {**target, "view": torch.from_numpy(view)},
             )
 
+    @one_thread()
     def train(self, ridges: dict[str, float], epochs: int, validation=None) -> list[dict]:
         """Start all heads and train them for so many epochs; returns the epochs' figures. With
         validation photos it may end earlier and the figures hold their score, epoch 0 first."""
