@@ -4,6 +4,7 @@ Reads  checkpoints/best_gps_model_rgb.pth and _depth.pth, the labels in data/exi
 Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
        predictions.geojson and the plots. Every error stands beside the trivial answer and beside
        nearest neighbours on the same features, with an interval bootstrapped by group.
+       With --photos: photos.csv, .json, .geojson; with --verify: verification.html, .csv, .json.
 
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
