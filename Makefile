@@ -33,10 +33,11 @@ lint: .venv/dev
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: .venv/dev  ## speed against ExifTool and the official depth procedure
+bench: demo .venv/dev  ## speed against ExifTool and the official depth procedure
 	$(PY) benchmarks/bench_exif.py
 	$(PY) benchmarks/bench_depth.py
 	$(PY) benchmarks/bench_training.py
+	$(PY) benchmarks/bench_predict.py
 
 ablation: demo .venv/dev  ## what each ingredient of the recipe brings, on the demo and other photos
 	$(PY) benchmarks/ablation.py --csv evaluation/ablation.csv

@@ -4,14 +4,21 @@ Reads  checkpoints/best_gps_model_rgb.pth and _depth.pth, the labels in data/exi
 Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
        predictions.geojson and the plots. Every error stands beside the trivial answer and beside
        nearest neighbours on the same features, with an interval bootstrapped by group.
+       With --photos: photos.csv, .json, .geojson; with --verify: verification.html, .csv, .json.
 
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
+    python evaluate_gps_model.py --photos 'trip/**/*.jpg' --json   # the same for other programs
+    python evaluate_gps_model.py --verify                          # do claims fit the pictures?
 """
 
 import argparse
+import functools
 import json
 import os
+import statistics
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +40,16 @@ from geophoto.plots import (
     plot_map,
     plot_position_errors,
 )
-from geophoto.records import groups_of, prediction_rows, write_geojson, write_rows
+from geophoto.records import (
+    groups_of,
+    places_text,
+    plain,
+    prediction_rows,
+    records_of,
+    write_geojson,
+    write_json,
+    write_rows,
+)
 from geophoto.report import interval_rows, table_rows, write_report
 from geophoto.table import read_table
 
@@ -47,6 +63,9 @@ PRECISION = "auto"  # auto, fp32, bf16 or fp16, when a network has to run
 TURN_CERTAINTY = 0.6  # least probability at which an unknown photo is turned before the rest
 SEED = 0  # of the resampling
 # ------------------------------------------------------------------------
+
+SHOWN = 12  # photos that are shown one by one; of more a summary is
+PAGED = 200  # photos on the page of verified claims, those that fit least
 
 # ---------------------------------------------------------------- the evaluation
 
@@ -259,36 +278,72 @@ def print_table(rows: list[dict]) -> None:
 
 
 def predict_unknown(
-    paths: list[str], checkpoint_dir: Path, output_dir: Path, precision_name: str, certainty: float
+    paths: list[str],
+    checkpoint_dir: Path,
+    output_dir: Path,
+    precision_name: str,
+    certainty: float,
+    as_json: bool = False,
 ) -> int:
-    """Print where, when, how high and which way up for photos without EXIF; returns failures."""
-    from geophoto.checkpoints import read_checkpoint
-    from geophoto.predictions import Predictor
+    """Tell where, when, how high and which way up for photos without EXIF; returns failures."""
+    from tqdm import tqdm
 
-    files = list_photos(paths, print)
-    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", print)
+    from geophoto.checkpoints import read_checkpoint
+    from geophoto.predictions import Predictor, predict_unlabelled
+
+    tell = functools.partial(print, file=sys.stderr if as_json else sys.stdout)
+    files = list_photos(paths, tell)
+    # no CSV holds other bytes than text's
+    names = [os.fsencode(spelled).decode(errors="backslashreplace") for spelled in files]
+    named = list(zip(names, files.values(), strict=True))
+    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
-    rows, failures = [], 0
-    for spelled, file in files.items():
-        name = os.fsencode(spelled).decode(errors="backslashreplace")  # no CSV holds other bytes
-        try:
-            row, turned = predictor.answer(name, file)
-        except (OSError, ValueError) as error:
-            print(f"{name}: left out: {error}")
-            failures += 1
-            continue
-        rows.append(row)
-        print_prediction(row, turned)
+    frame = predict_unlabelled(predictor, named, tqdm, tell)
+    rows, left_out = records_of(frame), frame.attrs["left_out"]
+    content = {"model": checkpoint["settings"]["inputs"], "photos": rows, "left_out": left_out}
     if rows:
-        write_rows(output_dir / "photos.csv", rows)
-        write_geojson(output_dir / "photos.geojson", rows)
-        print(f"wrote {output_dir}/photos.csv and photos.geojson")
-    print(f"{len(rows)} photos predicted, {failures} left out")
-    return failures
+        flat = [{**row, "places": places_text(row["places"])} for row in rows]
+        write_rows(output_dir / "photos.csv", flat)
+        write_geojson(output_dir / "photos.geojson", flat)
+        write_json(output_dir / "photos.json", content)
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+    elif len(rows) <= SHOWN:
+        for row in flat if rows else []:
+            print_prediction(row)
+    else:
+        print_summary(rows)
+    if rows:
+        tell(f"wrote {output_dir}/photos.csv, photos.json and photos.geojson")
+    tell(f"{len(rows)} photos predicted, {len(left_out)} left out")
+    return len(left_out)
 
 
-def print_prediction(row: dict, turned: bool) -> None:
+def print_summary(rows: list[dict]) -> None:
+    """What the answers for many photos are worth."""
+    heads = {
+        "position": ("latitude", "position_confident", "radius50_km", distance_label),
+        "time": ("time", "time_confident", "time50_minutes", "{:.0f} min".format),
+        "altitude": ("altitude_m", "altitude_confident", "altitude50_m", "{:.0f} m".format),
+    }
+    for label, (answer, sure, half, show) in heads.items():
+        known = [row for row in rows if row[answer] is not None]
+        if known:
+            middle = statistics.median(row[half] for row in known)
+            count = sum(row[sure] for row in known)
+            print(
+                f"{label:<13}{len(known)} photos, {count} confident, median ± {show(middle)} (50 %)"
+            )
+    counts = Counter(row["orientation"] for row in rows)
+    told = ", ".join(f"{name} {count}" for name, count in counts.most_common())
+    print(f"{'orientation':<13}{told}; {sum(row['turned'] for row in rows)} turned upright first")
+    strange = sum((row["strangeness"] or 0) > 1 for row in rows)
+    if strange:
+        print(f"{strange} photos are unlike all training photos")
+
+
+def print_prediction(row: dict) -> None:
     """One photo on screen; a dash where nothing was learned."""
 
     def told(name: str, text: str) -> None:
@@ -307,10 +362,66 @@ def print_prediction(row: dict, turned: bool) -> None:
     told("time", "{time} ± {time50_minutes:.0f} min (50 %), {time90_minutes:.0f} min (90 %)")
     label = "altitude"
     told("altitude_m", "{altitude_m:.0f} m ± {altitude50_m:.0f} (50 %), {altitude90_m:.0f} (90 %)")
-    turn = ", turned upright first" if turned else ""
+    turn = ", turned upright first" if row["turned"] else ""
     print(f"  orientation  {row['orientation']} ({row['orientation_probability']:.0%}{turn})")
     if row["sun_elevation_deg"] is not None:
         print(f"  sun          {row['sun_elevation_deg']:.0f}° high")
+
+
+# ---------------------------------------------------------------- claims
+
+
+def verify_table(
+    data_dir: Path,
+    image_dir: Path,
+    checkpoint_dir: Path,
+    output_dir: Path,
+    precision: str,
+    as_json: bool,
+) -> int:
+    """Rank the photos of the table by how little their claims fit; returns how many were unread."""
+    from tqdm import tqdm
+
+    from geophoto.checkpoints import read_checkpoint
+    from geophoto.predictions import verify_claims
+    from geophoto.verification import write_page
+
+    tell = functools.partial(print, file=sys.stderr if as_json else sys.stdout)
+    photos = photos_of(read_table(data_dir), image_dir)
+    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
+    density.ready_to_write(output_dir)
+    frame = verify_claims(checkpoint, photos, data_dir, precision, tqdm, tell)
+    rows = records_of(frame)
+    summary = plain(frame.attrs["summary"])
+    content = {"model": checkpoint["settings"]["inputs"], "summary": summary, "photos": rows}
+    write_rows(output_dir / "verification.csv", rows)
+    write_json(output_dir / "verification.json", content)
+    write_page(output_dir / "verification.html", rows[:PAGED], summary, content["model"])
+    if as_json:
+        print(json.dumps(content, allow_nan=False))
+    else:
+        print_verification(rows, summary)
+    tell(f"wrote {output_dir}/verification.csv, verification.json and verification.html")
+    tell(f"{summary['judged']} photos judged, {summary['held_out']} of them held out in training; "
+         f"{summary['without_claim']} without a claim, {summary['trained_on']} trained on, "
+         f"{summary['unread']} not read")  # fmt: skip
+    return summary["unread"]
+
+
+def print_verification(rows: list[dict], summary: dict) -> None:
+    """The photos whose claims fit least, and how much is found."""
+    for row in rows[:SHOWN]:
+        if row["evidence"]:
+            print(f"{row['filename']} (p = {row['p']:.3f})")
+            for line in row["evidence"].split("; also "):
+                print(f"  {line}")
+    if summary["false_alarms"] is not None:
+        print(
+            f"on {summary['photos']} held-out photos, {summary['false_alarms']:.1%} false alarms "
+            f"at {summary['alarm_at']:.0%}:"
+        )
+    for name, rate in summary["rates"].items():
+        print(f"  {name:<28}{rate['found']:>5.0%} of {rate['n']} found")
 
 
 # ---------------------------------------------------------------- command line
@@ -329,12 +440,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
-    add("--photos", nargs="+", metavar="PATH", help="predict these photos or folders instead")
+    add("--photos", nargs="+", metavar="PATH", help="predict these photos, folders, globs instead")
+    add("--verify", action="store_true", help="do the claims of the table fit the pictures?")
+    add("--json", action="store_true", help="of --photos or --verify: one JSON document to stdout")
     args = parser.parse_args(argv)
     if args.bootstrap < 1 or not 0 <= args.seed < 2**31:
         density.stop("--bootstrap must be at least 1, --seed at least 0")
     if not 0 <= args.turn_certainty <= 1:
         density.stop("--turn-certainty must lie between 0 and 1")
+    if args.json and not (args.photos or args.verify):
+        density.stop("--json goes with --photos or --verify")
+    if args.photos and args.verify:
+        density.stop("--photos and --verify are asked one after the other")
     return args
 
 
@@ -345,15 +462,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def answer(args: argparse.Namespace) -> int:
-    """Predict the photos that are named, else evaluate the models; returns the exit code."""
+    """Predict the photos that are named, verify claims, or evaluate; returns the exit code."""
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
-            args.photos, checkpoint_dir, output_dir, args.precision, args.turn_certainty
+            args.photos, checkpoint_dir, output_dir, args.precision, args.turn_certainty, args.json
         )
         return 1 if failures else 0
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
+    if args.verify:
+        unread = verify_table(
+            data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.json
+        )
+        return 1 if unread else 0
     evaluate(
         data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap, args.seed
     )

@@ -25,11 +25,12 @@
     voices         neighbours, head and prior as kernels, and their stacked weights
     mixtures       mixtures of kernels as cells or draws: points and ranges
     densities      the density of every head: point, intervals, confidence, strangers
+    records        flat records of answers: CSV, JSON and GeoJSON
+    verification   claims of photos against densities: p-values, words of evidence, a page
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end
     checkpoints    write, read, verify, resume
-    records        flat records of answers: CSV and GeoJSON
     predictions    answers of a trained model: held-out photos, unknown photos
     metrics        errors beside baselines, with bootstrap intervals
     plots          the pictures of an evaluation

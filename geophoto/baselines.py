@@ -110,7 +110,11 @@ def nearest_features(
     queries: np.ndarray, gallery: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cosine similarity of the k nearest gallery rows and their indices, each (Q, k), and the
-    Euclidean distance to the nearest row, (Q,)."""
+    Euclidean distance to the nearest row, (Q,).
+
+    Searched in float32, told in float64: answers draw from these numbers, so the last digits, which
+    depend on how many are asked together, would choose other draws.
+    """
     import torch
     from torch.nn import functional as F
 
@@ -119,11 +123,13 @@ def nearest_features(
     similar, index, away = [], [], []
     for part in torch.from_numpy(np.asarray(queries, np.float32)).split(512):
         cosine, length = F.normalize(part, dim=1) @ units.T, part.norm(dim=1, keepdim=True)
-        found = cosine.topk(min(k, len(rows)), dim=1)
-        similar.append(found.values)
-        index.append(found.indices)
-        square = length**2 + lengths**2 - 2 * length * lengths * cosine
-        away.append(square.min(dim=1).values.clamp_min(0).sqrt())
+        near = cosine.topk(min(k, len(rows)), dim=1).indices
+        nearest = (length**2 + lengths**2 - 2 * length * lengths * cosine).argmin(dim=1)
+        exact = F.cosine_similarity(part.double()[:, None], rows[near].double(), dim=2)
+        order = exact.argsort(dim=1, descending=True, stable=True)
+        similar.append(exact.gather(1, order))
+        index.append(near.gather(1, order))
+        away.append((part.double() - rows[nearest].double()).norm(dim=1))
     return torch.cat(similar).numpy(), torch.cat(index).numpy(), torch.cat(away).numpy()
 
 

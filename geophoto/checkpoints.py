@@ -23,7 +23,7 @@ from geophoto.photos import Photos
 from geophoto.targets import HEADS, Normalisation
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
-FORMAT = 7  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 8  # of the checkpoint; raised when an older one can no longer be read
 
 # ---------------------------------------------------------------- write
 

@@ -40,6 +40,7 @@ from geophoto.voices import (
 )
 
 LEVELS = (0.5, 0.9)
+SHARES = (0.02, *np.arange(0.05, 0.951, 0.05).round(2).tolist(), 0.97, 0.98, 0.99, 0.995, 0.999)
 MOST_KEPT = 1000  # held-out photos of a fold that the final densities are fitted on
 LIKELIHOODS = ("posterior", "head", "positions")
 FEW = 10  # held-out photos that must be confident before any answer is
@@ -378,6 +379,22 @@ def answers_of(
             found["minutes"] = answer["point"]
         else:
             found["altitude"] = normalisation.altitude_m(answer["point"])
+    return found
+
+
+def reaches_of(
+    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation
+) -> dict[str, np.ndarray]:
+    """How far from the points of the densities SHARES of them reach, (Q, len(SHARES)): gps_reach in
+    km, time_reach in minutes; NaN where nothing was learned. Claims are measured by it."""
+    found = {}
+    for head in ("gps", "time"):
+        one = densities["heads"].get(head)
+        found[f"{head}_reach"] = np.full((len(prediction["trunk"]), len(SHARES)), np.nan)
+        if one is not None:
+            evidence = gather_evidence(head, prediction, gallery, normalisation)
+            _, ranges = one.ranges(head, evidence, normalisation)
+            found[f"{head}_reach"] = np.stack([ranges.distances(s) for s in SHARES], axis=1)
     return found
 
 

@@ -298,6 +298,22 @@ def estimate_depth(
     return to_inverse(depth, "metres" if metric else "inverse depth")
 
 
+def estimate_depths(network: Any, images: list[np.ndarray], input_size: int) -> list[np.ndarray]:
+    """The same of several photos, those of one tensor size in one pass, in fp32."""
+    import torch
+
+    device = next(network.parameters()).device
+    metric = network.config.depth_estimation_type == "metric"
+    tensors = [preprocess(image, input_size) for image in images]
+    found: dict[int, np.ndarray] = {}
+    for shape in {tensor.shape for tensor in tensors}:
+        alike = [i for i, tensor in enumerate(tensors) if tensor.shape == shape]
+        batch = torch.from_numpy(np.concatenate([tensors[i] for i in alike])).to(device)
+        found |= zip(alike, run_network(network, batch, "fp32").cpu().numpy(), strict=True)
+    kind = "metres" if metric else "inverse depth"
+    return [to_inverse(found[i], kind) for i in range(len(images))]
+
+
 def resize_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Depth (h, w) at another (height, width), as officially: bilinear with aligned corners."""
     import torch

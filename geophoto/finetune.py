@@ -154,12 +154,22 @@ def photo_loader(dataset: PhotoSet, batch_size: int, precision, order=None):
     )
 
 
-@torch.inference_mode()
 def predict_photos(
     network, dataset: PhotoSet, rows: np.ndarray, precision, bar, title: str
 ) -> dict:
-    """Raw outputs of the whole network, as HeadTrainer.predict, with the `rows` that were read.
-    Under torchrun the processes share the work and all get the result."""
+    """The same as predict_readable; the run ends where no photo can be read."""
+    found = predict_readable(network, dataset, rows, precision, bar, title)
+    if not found:
+        density.stop(f"none of the {len(rows)} {title} could be read")
+    return found
+
+
+@torch.inference_mode()
+def predict_readable(
+    network, dataset: PhotoSet, rows: np.ndarray, precision, bar, title: str
+) -> dict:
+    """Raw outputs of the whole network, as HeadTrainer.predict, with the `rows` that were read;
+    empty without any. Under torchrun the processes share the work and all get the result."""
     network.eval()
     dataset.epoch = None
     found: dict[str, list] = {}
@@ -177,7 +187,7 @@ def predict_photos(
         keys = set().union(*every)
         found = {key: [x for part in every for x in part.get(key, [])] for key in keys}
     if not found:
-        density.stop(f"none of the {len(rows)} {title} could be read")
+        return {}
     order = np.argsort(np.concatenate(found["rows"]))
     return {name: np.concatenate(parts)[order] for name, parts in found.items()}
 

@@ -38,6 +38,7 @@ from geophoto.targets import (
     time_point,
 )
 from geophoto.training import clone_state, fit
+from geophoto.verification import judge_held_out
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
 LOGIT_SCALE = 8.0  # of the ridge's ±1 targets, so that the softmax starts decided, not certain
@@ -304,6 +305,9 @@ def train_fold(
     return {
         **choice,
         **hold_out(choice["densities"], prediction, gallery, asked, trainer.normalisation),
+        "judged": judge_held_out(
+            prediction, gallery, choice["densities"], asked, trainer.normalisation
+        ),
         "densities": as_plain(choice["densities"]),
         "rows": test,
         "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
@@ -318,7 +322,7 @@ def train_fold(
 def in_order(results: list[dict], count: int) -> dict:
     """Held-out answers of all folds in the order of the photos, as tensors."""
     merged: dict[str, dict[str, torch.Tensor]] = {}
-    for part in ("answers", "trivial", "knn_errors", "log_likelihood"):
+    for part in ("answers", "trivial", "knn_errors", "log_likelihood", "judged"):
         for key in results[0][part]:
             shape = (count, *results[0][part][key].shape[1:])
             column = np.full(shape, np.nan, np.float32 if key == "views" else np.float64)

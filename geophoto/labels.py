@@ -89,8 +89,8 @@ def _moments(
     sidecar: dict[str, str],
     warnings: list,
 ) -> Iterator[Moment | None]:
-    """Capture times in the order of their sources; `taken` is EXIF's DateTimeOriginal, `clock`
-    that of its GPS.
+    """Capture times in the order of their sources; `taken` is EXIF's DateTimeOriginal, `clock` the
+    GPS clock.
 
     IPTC and DateTimeDigitized are only read where they are asked for.
     """
@@ -217,7 +217,7 @@ XMP_NAMES = {  # column → properties that can fill it, and those that only say
     "gps_clock": (("exif:GPSTimeStamp",), ()),
     "camera_make": (("tiff:Make",), ()),
     "camera_model": (("tiff:Model",), ()),
-    "orientation_tag": (("tiff:Orientation",), ()),  # of TIFF, where decoders mind it
+    "orientation_tag": (("tiff:Orientation",), ()),
 }  # fmt: skip
 
 
@@ -227,7 +227,8 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
     if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
     if photo.kind == "tiff":
-        photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
+        sides = number(main.get(tags.WIDTH)) or 0, number(main.get(tags.HEIGHT)) or 0
+        photo.width, photo.height = int(sides[0]), int(sides[1])
         photo.xmp = main.get(tags.XMP_TAG)
     turn = main.get(tags.TURN)
     if main or photo.xmp or photo.resources or beside or told:
@@ -260,15 +261,13 @@ def _add_place_and_time(
     warnings: list,
 ) -> dict[str, str]:
     """Fill what EXIF (its three directories), XMP, IPTC and the files beside say of both; returns
-    what the photo's own XMP adds."""
+    the properties of the embedded XMP."""
     main, exif, gps = header
     clock = row["gps_clock"] = gps_clock(gps) if gps else None
     taken = _exif_moment(tags.TAKEN, main, exif, clock, warnings) if main else None
     fixes = [fix_of_gps(gps)] if gps else []
-    xmp: dict[str, str] = {}
-    if isinstance(photo.xmp, bytes):
-        turn = main.get(tags.TURN) if photo.kind == "tiff" else ()
-        xmp = _embedded_xmp(photo, row | {"orientation_tag": turn}, taken, fixes)
+    turn = main.get(tags.TURN) if photo.kind == "tiff" else ()  # XMP turns TIFF alone
+    xmp = _embedded_xmp(photo, row, taken, fixes, turn) if isinstance(photo.xmp, bytes) else {}
     if taken and not beside:
         add_time(row, [taken], warnings)
     else:
@@ -304,10 +303,11 @@ def _add_camera(row: dict, main: dict, exif: dict) -> None:
 
 
 def _embedded_xmp(
-    photo: Photo, row: dict, taken: Moment | None, fixes: list[Fix]
+    photo: Photo, row: dict, taken: Moment | None, fixes: list[Fix], turn: Value | None
 ) -> dict[str, str]:
     """What EXIF left empty, from the photo's own XMP packet."""
-    known = {column: row[column] for column in XMP_NAMES} | {"datetime": taken}
+    known = {column: row[column] for column in XMP_NAMES}
+    known |= {"datetime": taken, "orientation_tag": turn}
     if fixes:
         known["gps_latitude"], known["gps_altitude"] = fixes[0].place, fixes[0].altitude
     missing = [names for column, names in XMP_NAMES.items() if known[column] is None]

@@ -58,14 +58,18 @@ class GPSPredictionNet(nn.Module):
         return self
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pooled = [rgb_features(self.rgb_branch, batch["rgb"])]
-        if self.depth_branch is not None:
-            pooled.append(depth_features(self.depth_branch, batch["depth"]))
         features = {
-            "pooled": torch.cat(pooled, dim=1),
+            "pooled": self.pooled(batch),
             "grid": grid_features(self.rgb_branch, batch["view"]),
         }
         return self.heads({name: self.heads.project(name, v) for name, v in features.items()})
+
+    def pooled(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the trunk reads of `rgb` and perhaps `depth`, (B, F)."""
+        found = [rgb_features(self.rgb_branch, batch["rgb"])]
+        if self.depth_branch is not None:
+            found.append(depth_features(self.depth_branch, batch["depth"]))
+        return torch.cat(found, dim=1)
 
 
 class PredictionHeads(nn.Module):
@@ -261,14 +265,25 @@ def view_logits(network: GPSPredictionNet, views: torch.Tensor) -> torch.Tensor:
     return agree_views(logits.reshape(len(views), len(ORIENTATION_CLASSES), -1))
 
 
-@torch.inference_mode()
-def predict_batch(network: GPSPredictionNet, inputs: dict, precision) -> dict[str, np.ndarray]:
+def predict_batch(network, inputs: dict, precision) -> dict[str, np.ndarray]:
     """Raw outputs for `rgb`, `views` (B, 6, …) and perhaps `depth`, as NumPy arrays."""
-    inputs = {k: v.to(precision.device) for k, v in inputs.items()}
-    views = inputs.pop("views")
+    views = predict_views(network, inputs["views"], precision)
+    return predict_upright(network, inputs, precision) | {"views": views}
+
+
+@torch.inference_mode()
+def predict_views(network: GPSPredictionNet, views: torch.Tensor, precision) -> np.ndarray:
+    """Logits (B, 6, 6) of all six views (B, 6, 3, V, V)."""
     with precision.autocast():
-        output = network({**inputs, "view": views[:, 0]})
-        logits = view_logits(network, views)
-    names = ("gps", "time", "altitude", "sun", "trunk")
-    found = {k: output[k] for k in names} | {"views": logits}
-    return {k: v.float().cpu().numpy() for k, v in found.items()}
+        return view_logits(network, views.to(precision.device)).float().cpu().numpy()
+
+
+@torch.inference_mode()
+def predict_upright(
+    network: GPSPredictionNet, inputs: dict[str, torch.Tensor], precision
+) -> dict[str, np.ndarray]:
+    """Raw outputs of all heads but orientation for upright `rgb` and perhaps `depth`."""
+    read = {k: v.to(precision.device) for k, v in inputs.items() if k != "views"}
+    with precision.autocast():
+        output = network.heads.answer(network.heads.project("pooled", network.pooled(read)))
+    return {k: v.float().cpu().numpy() for k, v in output.items()}

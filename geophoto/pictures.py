@@ -6,6 +6,8 @@ In: a folder or a path. Out: table names (relative, POSIX, NFC) and files; RGB p
 from __future__ import annotations
 
 import errno
+import glob
+import itertools
 import os
 import stat
 import unicodedata
@@ -219,12 +221,13 @@ def photo_file(image_dir: str | Path, filename: str) -> Path:
 
 
 def list_photos(paths: list[str], say: Callable[[str], None] = silent) -> dict[str, Path]:
-    """Files as named, folders with all their photos; `say` hears what a folder has besides.
+    """Files as named, folders with all their photos, and what patterns (`*`, `?`, `[…]`, `**`)
+    stand for: photos and folders; `say` hears what a folder has besides.
 
     Ends the run when one does not exist.
     """
     files: dict[str, Path] = {}
-    for path in paths:
+    for path in itertools.chain.from_iterable(map(matching, paths)):
         try:
             if os.path.isdir(path):
                 found = scan(path)
@@ -240,6 +243,19 @@ def list_photos(paths: list[str], say: Callable[[str], None] = silent) -> dict[s
     if not files:
         stop(f"no photos in {', '.join(paths)}")
     return files
+
+
+def matching(path: str) -> list[str]:
+    """The path itself, or the photos and folders that a pattern finds; a file whose name looks like
+    a pattern is itself."""
+    if not glob.has_magic(path) or os.path.lexists(path):
+        return [path]
+    found = [
+        one
+        for one in sorted(glob.glob(path, recursive=True))
+        if os.path.isdir(one) or one.lower().endswith(IMAGE_SUFFIXES)
+    ]
+    return found or [path]  # which does not exist: the caller says so
 
 
 # ---------------------------------------------------------------- open

@@ -1,15 +1,17 @@
-"""Flat records of answers for people and other programs: CSV and GeoJSON.
+"""Flat records of answers for people and other programs: CSV, JSON and GeoJSON.
 
-In: held-out answers, Photos. Out: dicts of plain values, files.
+In: held-out answers, Photos, frames. Out: dicts of plain values, files.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +19,11 @@ import density
 from geophoto.baselines import errors_of
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.table import harmless_cell
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAMED_KM = 50  # a town farther away than this names no place
 
 
 def groups_of(checkpoint: dict, names: list[str]) -> np.ndarray:
@@ -76,12 +83,65 @@ def tidy(value):
     return value.item() if isinstance(value, np.generic) else value
 
 
+def plain(value):
+    """Nested dicts with tidy values, as JSON can hold them."""
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else tidy(value)
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Write records as CSV (RFC 4180, UTF-8), text that a spreadsheet would run made harmless."""
     with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else ["filename"], restval="")
         writer.writeheader()
         writer.writerows({k: harmless_cell(v) for k, v in row.items()} for row in rows)
+
+
+# ---------------------------------------------------------------- places
+
+
+def place_names(places: list[list[tuple]]) -> list[list[str | None]]:
+    """The nearest town of each place (lat, lon, probability), by the package reverse_geocode; None
+    without the package, and where the town is more than NAMED_KM away."""
+    flat = [(lat, lon) for each in places for lat, lon, _ in each]
+    names: list[str | None] = [None] * len(flat)
+    if flat and importlib.util.find_spec("reverse_geocode"):
+        towns = importlib.import_module("reverse_geocode").search(flat)
+        for i, ((lat, lon), town) in enumerate(zip(flat, towns, strict=True)):
+            away = density.distance_km(lat, lon, town["latitude"], town["longitude"])
+            names[i] = f"{town['city']}, {town['country_code']}" if away <= NAMED_KM else None
+    left = iter(names)
+    return [[next(left) for _ in each] for each in places]
+
+
+def place_rows(places: list[tuple], names: list[str | None]) -> list[dict]:
+    """Places as plain values, the name where there is one."""
+    return [
+        {"latitude": lat, "longitude": lon, "probability": chance}
+        | ({"near": name} if name else {})
+        for (lat, lon, chance), name in zip(places, names, strict=True)
+    ]
+
+
+def places_text(places: list[dict]) -> str:
+    """Places in one line: "46.51000 7.22000 61 % (Bulle, CH); …"."""
+    return "; ".join(
+        f"{one['latitude']:.5f} {one['longitude']:.5f} {one['probability'] * 100:.0f} %"
+        + (f" ({one['near']})" if "near" in one else "")
+        for one in places
+    )
+
+
+# ---------------------------------------------------------------- files
+
+
+def records_of(frame: pd.DataFrame) -> list[dict]:
+    """The rows of a frame as plain values, None where there is none."""
+    return [{k: tidy(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def write_json(path: Path, content: dict) -> None:
+    with density.write_atomically(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def write_geojson(path: Path, rows: list[dict]) -> None:
@@ -106,7 +166,8 @@ def write_geojson(path: Path, rows: list[dict]) -> None:
 
 
 def feature(kind: str, coordinates: list, properties: dict) -> dict:
-    geometry = {"type": kind, "coordinates": coordinates}
+    known = None not in coordinates  # RFC 7946, 3.2: a feature without place has a null geometry
+    geometry = {"type": kind, "coordinates": coordinates} if known else None
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
