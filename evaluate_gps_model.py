@@ -7,6 +7,7 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
 
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
+    python evaluate_gps_model.py --place           # the photos of the table without a position
 """
 
 import argparse
@@ -31,7 +32,13 @@ from geophoto.plots import (
     plot_map,
     plot_position_errors,
 )
-from geophoto.records import groups_of, prediction_rows, write_geojson, write_rows
+from geophoto.records import (
+    groups_of,
+    plain_rows,
+    prediction_rows,
+    write_geojson,
+    write_rows,
+)
 from geophoto.report import table_rows, write_report
 from geophoto.table import read_table
 
@@ -45,6 +52,8 @@ PRECISION = "auto"  # auto, fp32, bf16 or fp16, when a network has to run
 TURN_CERTAINTY = 0.6  # least probability at which an unknown photo is turned before the rest
 SEED = 0  # of the resampling
 # ------------------------------------------------------------------------
+
+MOST_SHOWN = 20  # photos placed that are shown one by one; all are in placed.csv
 
 # ---------------------------------------------------------------- the evaluation
 
@@ -328,6 +337,90 @@ def print_prediction(row: dict, turned: bool) -> None:
         print(f"  sun          {row['sun_elevation_deg']:.0f}° high")
 
 
+# ---------------------------------------------------------------- place a library
+
+
+def place(
+    data_dir: Path,
+    image_dir: Path,
+    checkpoint_dir: Path,
+    output_dir: Path,
+    precision: str,
+    certainty: float,
+):
+    """Place the photos of the table that have no position, by time, picture, day and folder; report
+    how well that goes where positions are known and hidden. Returns the answers, one row a photo.
+    """
+    from tqdm import tqdm
+
+    from geophoto.hiding import measure, summarise
+    from geophoto.library import library_of, place_library, see_pictures
+
+    table = read_table(data_dir)
+    photos = photos_of(table, image_dir)
+    shots, asked = library_of(table, photos)
+    density.ready_to_write(output_dir)
+    density.sweep_temporaries(output_dir)
+    model, sure = "time", None
+    records: dict[str, dict] = {}
+    file = checkpoint_dir / "best_gps_model.pth"
+    if file.is_file():
+        from geophoto.checkpoints import read_checkpoint
+
+        checkpoint = read_checkpoint(file, print)
+        shots, sure, records = see_pictures(
+            shots, photos, checkpoint, checkpoint_dir, data_dir, precision, certainty, tqdm, print
+        )
+        kind = "RGB+depth" if checkpoint["model_config"]["use_depth"] else "RGB"
+        model = f"time and {kind} {checkpoint['model_config']['backbone']}"
+    else:
+        print(f"no {file}: photos are placed by time, day and folder alone")
+    placed = place_library(shots, asked, records)
+    report = summarise(measure(shots, sure, lambda ways: tqdm(ways, desc="hiding")))
+    write_placed(output_dir, placed, report, model)
+    print_report(report)
+    for line in placed.attrs["clocks"]:
+        print(line)
+    for row in placed.to_dict("records")[:MOST_SHOWN]:
+        near, far = distance_label(row["radius50_km"]), distance_label(row["radius90_km"])
+        unsure = "" if row["confident"] else ", not confident"
+        print(f"{row['filename']}: {row['latitude']:.5f}, {row['longitude']:.5f} "
+              f"± {near} (50 %), {far} (90 %){unsure}: {row['why']}")  # fmt: skip
+    if len(placed) > MOST_SHOWN:
+        print(f"… and {len(placed) - MOST_SHOWN} more")
+    print(f"wrote {output_dir}/placed.csv, placed.json and placed.geojson")
+    print(f"{len(placed)} photos placed by {model}, {int(placed['confident'].sum())} confidently, "
+          f"from {int(photos.placed.sum())} with a position")  # fmt: skip
+    return placed
+
+
+def write_placed(output_dir: Path, placed, report, model: str) -> None:
+    """placed.csv, .geojson and .json; the last with the report of hidden positions."""
+    rows = plain_rows(placed)
+    write_rows(output_dir / "placed.csv", rows)
+    write_geojson(output_dir / "placed.geojson", rows)
+    content = {"model": model, "clocks": placed.attrs["clocks"], "photos": rows,
+               "report": plain_rows(report)}  # fmt: skip
+    with density.write_atomically(output_dir / "placed.json", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def print_report(report) -> None:
+    """Errors where known positions were hidden, beside the answers people have today."""
+    print("positions hidden that are known (geometric mean error):")
+    print(f"{'hidden':<22}{'gap':<9}{'answer':<22}{'n':>5}{'error':>10}{'in 50 %':>9}{'in 90 %':>9}"
+          f"{'confident':>11}{'their error':>13}")  # fmt: skip
+    for row in report.to_dict("records"):
+        shares = "".join(
+            f"{'–' if np.isnan(row[name]) else format(row[name], '.0%'):>{width}}"
+            for name, width in (("coverage50", 9), ("coverage90", 9), ("confident", 11))
+        )
+        sure = row["confident_error_km"]
+        print(f"{row['way']:<22}{row['gap']:<9}{row['method']:<22}{row['n']:>5}"
+              f"{distance_label(row['error_km']):>10}{shares}"
+              f"{'–' if np.isnan(sure) else distance_label(sure):>13}")  # fmt: skip
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -344,6 +437,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
+    add("--place", action="store_true", help="place the photos of the table without a position")
     add("--photos", nargs="+", metavar="PATH", help="predict these photos or folders instead")
     args = parser.parse_args(argv)
     if args.bootstrap < 1 or not 0 <= args.seed < 2**31:
@@ -369,6 +463,9 @@ def answer(args: argparse.Namespace) -> int:
         return 1 if failures else 0
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
+    if args.place:
+        place(data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.turn_certainty)
+        return 0
     evaluate(
         data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap, args.seed
     )

@@ -24,12 +24,17 @@
     voices         neighbours, head and prior as kernels, and their stacked weights
     mixtures       mixtures of kernels as cells or draws: points and ranges
     densities      the density of every head: point, intervals, confidence, strangers
+    products       mixtures of kernels on the sphere, and products of them
+    timelines      instants on one clock, other cameras' clocks, how far one gets in a time
+    placing        photos without a position: time, picture, day and folder stacked
+    hiding         how well that goes, where known positions are hidden
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end
     checkpoints    write, read, verify, resume
     records        flat records of answers: CSV and GeoJSON
     predictions    answers of a trained model: held-out photos, unknown photos
+    library        a whole library placed, with what its pictures say, in words
     metrics        errors beside baselines, with bootstrap intervals
     plots          the pictures of an evaluation
     report         its page

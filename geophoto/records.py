@@ -9,6 +9,7 @@ import csv
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ import density
 from geophoto.baselines import errors_of
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.table import harmless_cell
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def groups_of(checkpoint: dict, names: list[str]) -> np.ndarray:
@@ -73,6 +77,12 @@ def tidy(value):
     if isinstance(value, float | np.floating):
         return float(f"{value:.9g}") if math.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
+
+
+def plain_rows(frame: pd.DataFrame) -> list[dict]:
+    """Rows of a DataFrame as plain values, None where nothing is known."""
+    rows = frame.to_dict("records")
+    return [{str(name): tidy(value) for name, value in row.items()} for row in rows]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
