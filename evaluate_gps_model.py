@@ -8,6 +8,8 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
     python evaluate_gps_model.py --place           # the photos of the table without a position
+    python evaluate_gps_model.py --write sidecar --to data/images --dry-run    # what --place found
+    python evaluate_gps_model.py --undo evaluation/written.json
 """
 
 import argparse
@@ -34,7 +36,6 @@ from geophoto.plots import (
 )
 from geophoto.records import (
     groups_of,
-    plain_rows,
     prediction_rows,
     write_geojson,
     write_rows,
@@ -354,7 +355,7 @@ def place(
     from tqdm import tqdm
 
     from geophoto.hiding import measure, summarise
-    from geophoto.library import library_of, place_library, see_pictures
+    from geophoto.library import library_of, place_library, see_pictures, write_placed
 
     table = read_table(data_dir)
     photos = photos_of(table, image_dir)
@@ -394,17 +395,6 @@ def place(
     return placed
 
 
-def write_placed(output_dir: Path, placed, report, model: str) -> None:
-    """placed.csv, .geojson and .json; the last with the report of hidden positions."""
-    rows = plain_rows(placed)
-    write_rows(output_dir / "placed.csv", rows)
-    write_geojson(output_dir / "placed.geojson", rows)
-    content = {"model": model, "clocks": placed.attrs["clocks"], "photos": rows,
-               "report": plain_rows(report)}  # fmt: skip
-    with density.write_atomically(output_dir / "placed.json", "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
-
-
 def print_report(report) -> None:
     """Errors where known positions were hidden, beside the answers people have today."""
     print("positions hidden that are known (geometric mean error):")
@@ -419,6 +409,55 @@ def print_report(report) -> None:
         print(f"{row['way']:<22}{row['gap']:<9}{row['method']:<22}{row['n']:>5}"
               f"{distance_label(row['error_km']):>10}{shares}"
               f"{'–' if np.isnan(sure) else distance_label(sure):>13}")  # fmt: skip
+
+
+# ---------------------------------------------------------------- write back
+
+
+def write(image_dir: Path, output_dir: Path, kind: str, folder: Path, every: bool, dry_run: bool):
+    """Write the answers of --place as sidecars or into copies; on a dry run only show what would be
+    written. Returns what became of every photo, one row each."""
+    from tqdm import tqdm
+
+    from geophoto.library import read_placed
+    from geophoto.write_back import plan, plan_table, write_back
+
+    placed, model = read_placed(output_dir / "placed.json")
+    if kind == "copies" and folder.resolve().is_relative_to(image_dir.resolve()):
+        density.stop(f"copies do not belong among the photos: name a folder outside {image_dir}")
+    items = plan(placed, image_dir, folder, kind, f"estimate: {model}", every)
+    journal = output_dir / "written.json"
+    if dry_run:
+        table = plan_table(items)
+    else:
+        density.ready_to_write(output_dir, folder)
+        table = write_back(items, journal, lambda pairs: tqdm(pairs, unit=" files"))
+    for row in table.to_dict("records"):
+        if row["action"] == "skip":
+            print(f"{row['filename']}: not written: {row['why']}")
+        elif dry_run:
+            radius = distance_label(row["radius90_m"] / 1000)
+            print(f"{row['filename']}: {row['action']} {row['target']}: "
+                  f"{row['latitude']:.6f}, {row['longitude']:.6f} ± {radius}")  # fmt: skip
+    done = int((table["action"] != "skip").sum())
+    if dry_run:
+        print(f"{done} files would be written, {len(table) - done} photos not; nothing was written")
+    else:
+        print(f"{done} files written, {len(table) - done} photos not; all files: {journal}")
+        print(f"to take them back: python evaluate_gps_model.py --undo {journal}")
+    return table
+
+
+def take_back(journal: Path) -> int:
+    """Undo what --write made; returns how many files were left."""
+    from geophoto.write_back import undo
+
+    table = undo(journal)
+    for row in table.to_dict("records"):
+        print(f"{row['path']}: {row['done']}")
+    left = int(table["done"].str.startswith("left").sum())
+    print(f"{len(table) - left} files taken back, {left} left")
+    return left
 
 
 # ---------------------------------------------------------------- command line
@@ -438,10 +477,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
     add("--place", action="store_true", help="place the photos of the table without a position")
+    add("--write", choices=("sidecar", "copies"), help="write the positions that --place found")
+    add("--to", metavar="DIR", help="where to: data/images puts sidecars beside the photos")
+    add("--all", action="store_true", help="write answers that are not confident too")
+    add("--dry-run", action="store_true", help="only show what --write would write")
+    add("--undo", metavar="FILE", help="take back what written.json lists")
     add("--photos", nargs="+", metavar="PATH", help="predict these photos or folders instead")
     args = parser.parse_args(argv)
     if args.bootstrap < 1 or not 0 <= args.seed < 2**31:
         density.stop("--bootstrap must be at least 1, --seed at least 0")
+    if bool(args.write) != bool(args.to) or ((args.dry_run or args.all) and not args.write):
+        density.stop("--write takes --to DIR; --dry-run and --all belong to --write")
     if not 0 <= args.turn_certainty <= 1:
         density.stop("--turn-certainty must lie between 0 and 1")
     return args

@@ -35,6 +35,8 @@
     records        flat records of answers: CSV and GeoJSON
     predictions    answers of a trained model: held-out photos, unknown photos
     library        a whole library placed, with what its pictures say, in words
+    sidecar_edits  XMP sidecars written: new, extended, taken back
+    write_back     estimates written beside or into copies of photos, and undone
     metrics        errors beside baselines, with bootstrap intervals
     plots          the pictures of an evaluation
     report         its page

@@ -6,6 +6,7 @@ In: the table, a checkpoint where there is one. Out: DataFrames, one row a photo
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,8 @@ import numpy as np
 import density
 from geophoto.photos import Photos
 from geophoto.placing import LEAST_PLACED, VOICES, Answers, learn_to_place
-from geophoto.records import tidy
+from geophoto.records import plain_rows, tidy, write_geojson, write_rows
+from geophoto.table import is_name
 from geophoto.timelines import Shots, shots_of
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 CARRIERS = ("time", "time and picture", "picture", "day", "folder", "other photos")
 SPOKEN = 0.2  # share of the density from which a voice is named
+
+COLUMNS = {"filename": str, "latitude": float, "longitude": float, "radius50_km": float,
+           "radius90_km": float, "confident": bool, "carried_by": str, "why": str,
+           "altitude_m": float}  # fmt: skip
 
 # ---------------------------------------------------------------- pictures
 
@@ -165,9 +171,7 @@ def place_library(shots: Shots, asked: np.ndarray, records: dict[str, dict] | No
             "why": words[i], "altitude_m": high,
         })  # fmt: skip
     plain = [{name: tidy(value) for name, value in row.items()} for row in rows]
-    columns = ("filename", "latitude", "longitude", "radius50_km", "radius90_km", "confident",
-               "carried_by", "why", "altitude_m")  # fmt: skip
-    placed = pd.DataFrame(plain, columns=list(columns))
+    placed = pd.DataFrame(plain, columns=list(COLUMNS)).astype({"altitude_m": float})
     placed.attrs["clocks"] = clock_lines(placer.timeline)
     return placed
 
@@ -186,3 +190,37 @@ def clock_lines(timeline) -> list[str]:
             lines.append(f"{pair}: not together ({clock.matched} photos near in time), "
                          "neither places the other")  # fmt: skip
     return lines
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_placed(output_dir: Path, placed: pd.DataFrame, report: pd.DataFrame, model: str) -> None:
+    """placed.csv, .geojson and .json; the last with the report of hidden positions."""
+    rows = plain_rows(placed)
+    write_rows(output_dir / "placed.csv", rows)
+    write_geojson(output_dir / "placed.geojson", rows)
+    content = {"model": model, "clocks": placed.attrs["clocks"], "photos": rows,
+               "report": plain_rows(report)}  # fmt: skip
+    with density.write_atomically(output_dir / "placed.json", "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def read_placed(path: Path) -> tuple[pd.DataFrame, str]:
+    """The answers of placed.json, and what they were made by; ends the run without."""
+    import pandas as pd
+
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        placed = pd.DataFrame(content["photos"], columns=list(COLUMNS))
+        placed = placed.astype({n: kind for n, kind in COLUMNS.items() if kind is not str})
+        sound = placed["latitude"].between(-90, 90) & placed["longitude"].between(-180, 180)
+        if not (sound & (placed["radius90_km"] > 0)).all() or not all(
+            map(is_name, placed["filename"])
+        ):
+            raise ValueError("a row without a file, a place or a radius")
+        return placed, str(content["model"])
+    except FileNotFoundError:
+        density.stop(f"no {path}: run python evaluate_gps_model.py --place first")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        density.stop(f"{path} cannot be read ({error}): run --place again")

@@ -22,6 +22,8 @@ from geophoto.voices import Evidence, Stack, softmax
 
 LEAST_PLACED = 10  # photos with a position, below which nothing can be learned
 STRETCH_GAP_S = 6 * 3600  # a pause that ends a stretch of photos
+SOON_S = 3600  # photos with a placed one this near in time have levels of their own,
+LEAST_JUDGED = 20  # if so many were hidden
 FOLDS = 3  # of stretches, for levels and confidence
 MOST_HIDDEN = 500  # photos that one hiding judges
 MOST_SURE_KM = 5.0  # 90 % radius beyond which no answer is confident
@@ -208,7 +210,8 @@ class Placer:
     timeline: Timeline
     stack: Stack
     picture_logs: np.ndarray  # (PICTURE_WIDTHS,) log weights of the picture's kernels
-    levels: tuple[float, float] = LEVELS  # shares of the densities that held 50 and 90 % hidden
+    levels: np.ndarray  # (2, 2) shares of the densities that held 50 and 90 % of those hidden:
+    # with a placed photo within SOON_S, and without
 
     @property
     def sure_within_km(self) -> float:
@@ -246,9 +249,10 @@ class Placer:
         parts, within = [], self.sure_within_km
         for rows in np.array_split(asked, max(1, math.ceil(len(asked) / BLOCK))):
             told, points, ranges, carried = self.ranges(rows)
-            half, most = (np.maximum(ranges.distances(level), density.LEAST_RADIUS_KM)
-                          for level in self.levels)  # fmt: skip
-            most = np.maximum(most, half)
+            soon = told.near.gap_s <= SOON_S
+            reach = [np.where(soon, *map(ranges.distances, level)) for level in self.levels.T]
+            half = np.maximum(reach[0], density.LEAST_RADIUS_KM)
+            most = np.maximum(reach[1], half)
             sure = (most <= within) & told.supported
             parts.append(Answers(points, half, most, sure, carried, told.near, told.far,
                                  told.near_after))  # fmt: skip
@@ -306,7 +310,7 @@ def learn_voices(shots: Shots, visible: np.ndarray) -> Placer:
             found.append(told.kernel_logs(shots.places[hidden]))
             gates.append(told.gate)
     stack = Stack.fit(1.0, np.concatenate(found), np.concatenate(gates))
-    return Placer(timeline, stack, picture_logs)
+    return Placer(timeline, stack, picture_logs, np.array([LEVELS, LEVELS]))
 
 
 def weigh_picture(shots: Shots, rows: np.ndarray) -> np.ndarray:
@@ -340,14 +344,19 @@ def learn_to_place(shots: Shots, visible: np.ndarray) -> Placer:
         for hidden in ways:
             seen = visible.copy()
             seen[hidden] = False
-            _, points, ranges, _ = judge.see(seen).ranges(hidden)
-            judged.append((ranges, density.arc_km(points, shots.places[hidden])))
+            told, points, ranges, _ = judge.see(seen).ranges(hidden)
+            error = density.arc_km(points, shots.places[hidden])
+            judged.append((ranges, error, told.near.gap_s <= SOON_S))
     return settle(placer, judged) if judged else placer
 
 
 def settle(placer: Placer, judged: list[tuple]) -> Placer:
-    """Set levels by (ranges, error) of photos whose positions were hidden."""
-    shares = np.concatenate([ranges.shares_within(error) for ranges, error in judged])
-    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)
-    levels = np.quantile(shares, wanted).tolist()
-    return dataclasses.replace(placer, levels=(levels[0], levels[1]))
+    """Set levels by (ranges, error, whether a placed photo is near in time) of photos whose
+    positions were hidden: those with and without one apart (Mondrian), where there are enough."""
+    shares = np.concatenate([ranges.shares_within(error) for ranges, error, _ in judged])
+    soon = np.concatenate([near for _, _, near in judged])
+    levels = []
+    for kind in (True, False):
+        mine = shares[soon == kind] if (soon == kind).sum() >= LEAST_JUDGED else shares
+        levels.append(np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1)))
+    return dataclasses.replace(placer, levels=np.array(levels))
