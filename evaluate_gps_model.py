@@ -488,6 +488,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         density.stop("--bootstrap must be at least 1, --seed at least 0")
     if bool(args.write) != bool(args.to) or ((args.dry_run or args.all) and not args.write):
         density.stop("--write takes --to DIR; --dry-run and --all belong to --write")
+    if sum(map(bool, (args.photos, args.place or args.write, args.undo))) > 1:
+        density.stop("--photos, --place with --write, and --undo are three different runs")
     if not 0 <= args.turn_certainty <= 1:
         density.stop("--turn-certainty must lie between 0 and 1")
     return args
@@ -500,7 +502,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def answer(args: argparse.Namespace) -> int:
-    """Predict the photos that are named, else evaluate the models; returns the exit code."""
+    """Do what the flags ask for, else evaluate the models; returns the exit code."""
+    if args.undo:
+        return 1 if take_back(Path(args.undo)) else 0
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
@@ -511,6 +515,9 @@ def answer(args: argparse.Namespace) -> int:
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
     if args.place:
         place(data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.turn_certainty)
+    if args.write:
+        write(image_dir, output_dir, args.write, Path(args.to), args.all, args.dry_run)
+    if args.place or args.write:
         return 0
     evaluate(
         data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap, args.seed

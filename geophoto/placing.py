@@ -346,17 +346,20 @@ def learn_to_place(shots: Shots, visible: np.ndarray) -> Placer:
             seen[hidden] = False
             told, points, ranges, _ = judge.see(seen).ranges(hidden)
             error = density.arc_km(points, shots.places[hidden])
-            judged.append((ranges, error, told.near.gap_s <= SOON_S))
+            soon, single = told.near.gap_s <= SOON_S, hidden is not ways[0]
+            judged.append((ranges, error, soon, soon == single))
     return settle(placer, judged) if judged else placer
 
 
 def settle(placer: Placer, judged: list[tuple]) -> Placer:
-    """Set levels by (ranges, error, whether a placed photo is near in time) of photos whose
-    positions were hidden: those with and without one apart (Mondrian), where there are enough."""
-    shares = np.concatenate([ranges.shares_within(error) for ranges, error, _ in judged])
-    soon = np.concatenate([near for _, _, near in judged])
+    """Set levels by (ranges, error, whether a placed photo is near in time, whether they count) of
+    photos whose positions were hidden: those with and without one apart (Mondrian), where there are
+    enough; photos hidden singly speak for the first, those of whole stretches for the second."""
+    shares = np.concatenate([ranges.shares_within(error) for ranges, error, *_ in judged])
+    soon, counts = (np.concatenate([one[i] for one in judged]) for i in (2, 3))
     levels = []
     for kind in (True, False):
-        mine = shares[soon == kind] if (soon == kind).sum() >= LEAST_JUDGED else shares
+        chosen = counts & (soon == kind)
+        mine = shares[chosen] if chosen.sum() >= LEAST_JUDGED else shares
         levels.append(np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1)))
     return dataclasses.replace(placer, levels=np.array(levels))

@@ -291,25 +291,34 @@ def write_back(items: list[Item], journal: Path, bar: Callable | None = None) ->
     todo = [item for item in items if item.action != "skip"]
     entries = read_list(journal) if journal.exists() else []
     sweep(entries)
-    taken: set[str] = {entry["path"] for entry in entries}
-    fresh = []
+    fresh: list[dict] = []
+    taken: set[str] = set()
     for item in todo:
         path = os.path.abspath(item.target)
         if path in taken:
             item.action, item.why = "skip", f"{path} was written for another photo"
             continue
+        block = ""
+        if item.action == "extend sidecar":  # listed before it is written: undo needs the very text
+            try:
+                block = content_of(item)[1]
+            except (OSError, ValueError) as error:
+                item.action, item.why = "skip", str(error)
+                continue
         taken.add(path)
         fresh.append({"path": path, "photo": item.filename, "action": item.action,
                       "extended": os.path.lexists(path), "latitude": item.lat,
-                      "longitude": item.lon, "block": "", "properties": item.properties,
+                      "longitude": item.lon, "block": block, "properties": item.properties,
                       "sha256": None})  # fmt: skip
+    # What is planned again was listed by a run that was killed before it was made.
+    entries = [entry for entry in entries if entry["path"] not in taken]
     if fresh:
         write_list(journal, entries + fresh)
     todo = [item for item in todo if item.action != "skip"]
     pairs = list(zip(todo, fresh, strict=True))
     for item, entry in bar(pairs) if bar else pairs:
         try:
-            made, entry["block"] = content_of(item)
+            made, _ = content_of(item)
             write_file(item, made)
             entry["sha256"] = density.file_sha256(Path(item.target))
         except (OSError, ValueError) as error:
@@ -322,7 +331,7 @@ def write_back(items: list[Item], journal: Path, bar: Callable | None = None) ->
 
 def write_file(item: Item, content: bytes) -> None:
     """Write a file whole; a copy has the times of its original, a sidecar keeps its rights."""
-    if item.action.startswith("copy") and os.path.lexists(item.target):
+    if item.action != "extend sidecar" and os.path.lexists(item.target):
         raise ValueError(f"{item.target} exists")
     with density.write_atomically(item.target) as file:
         file.write(content)
