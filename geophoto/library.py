@@ -184,8 +184,10 @@ def clock_lines(timeline) -> list[str]:
             continue
         pair = f"{names[one] or 'no name'} and {names[other] or 'no name'}"
         if clock.together:
-            lines.append(f"{pair}: together, {clock.matched} photos; the first clock is "
-                         f"{-clock.shift_s / 60:+.1f} min ahead")  # fmt: skip
+            minutes, way = abs(clock.shift_s) / 60, "behind" if clock.shift_s > 0 else "ahead"
+            lines.append(
+                f"{pair}: together, {clock.matched} photos; the first clock is {minutes:.1f} min {way}"
+            )
         else:
             lines.append(f"{pair}: not together ({clock.matched} photos near in time), "
                          "neither places the other")  # fmt: skip
