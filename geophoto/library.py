@@ -185,9 +185,8 @@ def clock_lines(timeline) -> list[str]:
         pair = f"{names[one] or 'no name'} and {names[other] or 'no name'}"
         if clock.together:
             minutes, way = abs(clock.shift_s) / 60, "behind" if clock.shift_s > 0 else "ahead"
-            lines.append(
-                f"{pair}: together, {clock.matched} photos; the first clock is {minutes:.1f} min {way}"
-            )
+            lines.append(f"{pair}: together, {clock.matched} photos; "
+                         f"the first clock is {minutes:.1f} min {way}")  # fmt: skip
         else:
             lines.append(f"{pair}: not together ({clock.matched} photos near in time), "
                          "neither places the other")  # fmt: skip

@@ -361,5 +361,6 @@ def settle(placer: Placer, judged: list[tuple]) -> Placer:
     for kind in (True, False):
         chosen = counts & (soon == kind)
         mine = shares[chosen] if chosen.sum() >= LEAST_JUDGED else shares
-        levels.append(np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1)))
+        found = np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1))
+        levels.append(np.maximum(found, LEVELS))  # few stretches are no reason to be bolder
     return dataclasses.replace(placer, levels=np.array(levels))
