@@ -362,5 +362,6 @@ def settle(placer: Placer, judged: list[tuple]) -> Placer:
         chosen = counts & (soon == kind)
         mine = shares[chosen] if chosen.sum() >= LEAST_JUDGED else shares
         found = np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1))
-        levels.append(np.maximum(found, LEVELS))  # few stretches are no reason to be bolder
+        # Whole stretches are few however many photos they hold: no reason to be bolder.
+        levels.append(found if kind else np.maximum(found, LEVELS))
     return dataclasses.replace(placer, levels=np.array(levels))
