@@ -183,7 +183,7 @@ def clock_lines(timeline) -> list[str]:
         if one > other or not clock.matched:
             continue
         pair = f"{names[one] or 'no name'} and {names[other] or 'no name'}"
-        if clock.together:
+        if timeline.together(one, other):
             minutes, way = abs(clock.shift_s) / 60, "behind" if clock.shift_s > 0 else "ahead"
             lines.append(f"{pair}: together, {clock.matched} photos; "
                          f"the first clock is {minutes:.1f} min {way}")  # fmt: skip

@@ -298,7 +298,9 @@ def learn_voices(shots: Shots, visible: np.ndarray) -> Placer:
     for part in np.array_split(rows, math.ceil(len(rows) / BLOCK)):
         apart = density.arc_km(shots.places[part][:, None], base[None])
         logs = density.kernel_log_per_km2(apart, np.maximum(0.3 * spread, 0.1))
-        prior[part] = np.logaddexp.reduce(logs, axis=1) - math.log(len(base))
+        near = np.logaddexp.reduce(logs, axis=1) - math.log(len(base))
+        floor = -math.log(4 * math.pi * density.EARTH_RADIUS_KM**2)
+        prior[part] = np.logaddexp(math.log(0.9) + near, math.log(0.1) + floor)
     timeline.learn(prior)
     picture_logs = weigh_picture(shots, rows)
     found, gates = [], []

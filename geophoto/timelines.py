@@ -291,23 +291,29 @@ class Timeline:
         self.same = Travel.fit(places[first], places[second], gaps)
         if self.same is None:
             return
-        apart = []
         for one, other in itertools.permutations(self.tracks, 2):
             a, b = self.tracks[one], self.tracks[other]
-            clock = compare_clocks(a, b, self.same, prior[a.rows])
-            self.clocks[one, other] = clock
-            if clock.together:
+            self.clocks[one, other] = compare_clocks(a, b, self.same, prior[a.rows])
+        apart = []
+        for (one, other), clock in self.clocks.items():
+            if self.together(one, other):
+                a, b = self.tracks[one], self.tracks[other]
                 near = nearest(b.seconds, a.seconds + clock.shift_s)
                 gap = np.abs(b.seconds[near] - a.seconds - clock.shift_s)
                 apart.append((a.places, b.places[near], gap))
         if apart:
             self.across = Travel.fit(*(np.concatenate(part) for part in zip(*apart, strict=True)))
 
+    def together(self, one: int, other: int) -> bool:
+        """Whether two cameras went together, seen from both."""
+        pairs = (one, other), (other, one)
+        return all(pair in self.clocks and self.clocks[pair].together for pair in pairs)
+
     def parties(self) -> np.ndarray:
         """Number of the party of each camera: those that went together, all others alone."""
         party = np.arange(len(self.shots.cameras))
-        for (one, other), clock in self.clocks.items():
-            if clock.together:
+        for one, other in self.clocks:
+            if self.together(one, other):
                 party[party == party[one]] = party[other]
         return party
 
@@ -327,7 +333,7 @@ class Timeline:
         for one, other in itertools.product(np.unique(camera).tolist(), self.tracks):
             clock = self.clocks.get((one, other), Clock(0, 0, 0))
             travel = self.same if one == other else self.across
-            if travel is None or (one != other and not clock.together):
+            if travel is None or (one != other and not self.together(one, other)):
                 continue
             track, mine = self.tracks[other], np.flatnonzero(camera == one)
             moment = self.seconds[asked[mine]] + clock.shift_s

@@ -165,22 +165,25 @@ def test_the_clock_of_a_second_camera_is_found(minutes):
     placer = placing.learn_voices(shots, np.ones(len(shots), bool))
     for pair, sign in (((1, 0), -1), ((0, 1), 1)):
         clock = placer.timeline.clocks[pair]
-        assert clock.together, clock
+        assert clock.together and placer.timeline.together(*pair), clock
         assert clock.shift_s / 60 == pytest.approx(sign * minutes, abs=1.0)
 
 
-@pytest.mark.parametrize("how", ["elsewhere", "same town", "never at the same time", "unplaced"])
+@pytest.mark.parametrize(
+    "how", ["elsewhere", "far away", "same town", "never at the same time", "unplaced"]
+)
 def test_another_persons_camera_counts_for_nothing(how):
     rng = np.random.default_rng(3)
     one = walk(rng)
     start = 400 if how == "never at the same time" else 0
-    other = walk(rng, camera=1, start_day=start, lat=52.0 if how == "elsewhere" else 46.0)
+    lat = {"elsewhere": 52.0, "far away": -40.0}.get(how, 46.0)
+    other = walk(rng, camera=1, start_day=start, lat=lat)
     shots = shots_from(one, other)
     visible = np.ones(len(shots), bool)
     if how == "unplaced":
         visible[shots.camera == 1] = False
     placer = placing.learn_voices(shots, visible)
-    assert not any(clock.together for clock in placer.timeline.clocks.values())
+    assert not placer.timeline.together(0, 1)
     asked = np.flatnonzero(shots.camera == 1)[:20]
     visible[asked] = False
     told = placing.listen(placer.timeline.see(visible), asked, placer.picture_logs)
