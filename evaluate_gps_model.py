@@ -10,6 +10,9 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
     python evaluate_gps_model.py --photos 'trip/**/*.jpg' --json   # the same for other programs
     python evaluate_gps_model.py --verify                          # do claims fit the pictures?
+    python evaluate_gps_model.py --place           # the photos of the table without a position
+    python evaluate_gps_model.py --write sidecar --to data/images --dry-run    # what --place found
+    python evaluate_gps_model.py --undo evaluation/written.json
 """
 
 import argparse
@@ -64,6 +67,7 @@ TURN_CERTAINTY = 0.6  # least probability at which an unknown photo is turned be
 SEED = 0  # of the resampling
 # ------------------------------------------------------------------------
 
+MOST_SHOWN = 20  # photos placed that are shown one by one; all are in placed.csv
 SHOWN = 12  # photos that are shown one by one; of more a summary is
 PAGED = 200  # photos on the page of verified claims, those that fit least
 
@@ -424,6 +428,128 @@ def print_verification(rows: list[dict], summary: dict) -> None:
         print(f"  {name:<28}{rate['found']:>5.0%} of {rate['n']} found")
 
 
+# ---------------------------------------------------------------- place a library
+
+
+def place(
+    data_dir: Path,
+    image_dir: Path,
+    checkpoint_dir: Path,
+    output_dir: Path,
+    precision: str,
+    certainty: float,
+):
+    """Place the photos of the table that have no position, by time, picture, day and folder; report
+    how well that goes where positions are known and hidden. Returns the answers, one row a photo.
+    """
+    from tqdm import tqdm
+
+    from geophoto.hiding import measure, summarise
+    from geophoto.library import library_of, place_library, see_pictures, write_placed
+
+    table = read_table(data_dir)
+    photos = photos_of(table, image_dir)
+    shots, asked = library_of(table, photos)
+    density.ready_to_write(output_dir)
+    density.sweep_temporaries(output_dir)
+    model, sure = "time", None
+    records: dict[str, dict] = {}
+    file = checkpoint_dir / "best_gps_model.pth"
+    if file.is_file():
+        from geophoto.checkpoints import read_checkpoint
+
+        checkpoint = read_checkpoint(file, print)
+        shots, sure, records = see_pictures(
+            shots, photos, checkpoint, checkpoint_dir, data_dir, precision, certainty, tqdm, print
+        )
+        kind = "RGB+depth" if checkpoint["model_config"]["use_depth"] else "RGB"
+        model = f"time and {kind} {checkpoint['model_config']['backbone']}"
+    else:
+        print(f"no {file}: photos are placed by time, day and folder alone")
+    placed = place_library(shots, asked, records)
+    report = summarise(measure(shots, sure, lambda ways: tqdm(ways, desc="hiding")))
+    write_placed(output_dir, placed, report, model)
+    print_report(report)
+    for line in placed.attrs["clocks"]:
+        print(line)
+    for row in placed.to_dict("records")[:MOST_SHOWN]:
+        near, far = distance_label(row["radius50_km"]), distance_label(row["radius90_km"])
+        unsure = "" if row["confident"] else ", not confident"
+        print(f"{row['filename']}: {row['latitude']:.5f}, {row['longitude']:.5f} "
+              f"± {near} (50 %), {far} (90 %){unsure}: {row['why']}")  # fmt: skip
+    if len(placed) > MOST_SHOWN:
+        print(f"… and {len(placed) - MOST_SHOWN} more")
+    print(f"wrote {output_dir}/placed.csv, placed.json and placed.geojson")
+    print(f"{len(placed)} photos placed by {model}, {int(placed['confident'].sum())} confidently, "
+          f"from {int(photos.placed.sum())} with a position")  # fmt: skip
+    return placed
+
+
+def print_report(report) -> None:
+    """Errors where known positions were hidden, beside the answers people have today."""
+    print("positions hidden that are known (geometric mean error):")
+    print(f"{'hidden':<22}{'gap':<9}{'answer':<22}{'n':>5}{'error':>10}{'in 50 %':>9}{'in 90 %':>9}"
+          f"{'confident':>11}{'their error':>13}")  # fmt: skip
+    for row in report.to_dict("records"):
+        shares = "".join(
+            f"{'–' if np.isnan(row[name]) else format(row[name], '.0%'):>{width}}"
+            for name, width in (("coverage50", 9), ("coverage90", 9), ("confident", 11))
+        )
+        sure = row["confident_error_km"]
+        print(f"{row['way']:<22}{row['gap']:<9}{row['method']:<22}{row['n']:>5}"
+              f"{distance_label(row['error_km']):>10}{shares}"
+              f"{'–' if np.isnan(sure) else distance_label(sure):>13}")  # fmt: skip
+
+
+# ---------------------------------------------------------------- write back
+
+
+def write(image_dir: Path, output_dir: Path, kind: str, folder: Path, every: bool, dry_run: bool):
+    """Write the answers of --place as sidecars or into copies; on a dry run only show what would be
+    written. Returns what became of every photo, one row each."""
+    from tqdm import tqdm
+
+    from geophoto.library import read_placed
+    from geophoto.write_back import plan, plan_table, write_back
+
+    placed, model = read_placed(output_dir / "placed.json")
+    if kind == "copies" and folder.resolve().is_relative_to(image_dir.resolve()):
+        density.stop(f"copies do not belong among the photos: name a folder outside {image_dir}")
+    items = plan(placed, image_dir, folder, kind, f"estimate: {model}", every)
+    journal = output_dir / "written.json"
+    if dry_run:
+        table = plan_table(items)
+    else:
+        density.ready_to_write(output_dir, folder)
+        table = write_back(items, journal, lambda pairs: tqdm(pairs, unit=" files"))
+    for row in table.to_dict("records"):
+        if row["action"] == "skip":
+            print(f"{row['filename']}: not written: {row['why']}")
+        elif dry_run:
+            radius = distance_label(row["radius90_m"] / 1000)
+            print(f"{row['filename']}: {row['action']} {row['target']}: "
+                  f"{row['latitude']:.6f}, {row['longitude']:.6f} ± {radius}")  # fmt: skip
+    done = int((table["action"] != "skip").sum())
+    if dry_run:
+        print(f"{done} files would be written, {len(table) - done} photos not; nothing was written")
+    else:
+        print(f"{done} files written, {len(table) - done} photos not; all files: {journal}")
+        print(f"to take them back: python evaluate_gps_model.py --undo {journal}")
+    return table
+
+
+def take_back(journal: Path) -> int:
+    """Undo what --write made; returns how many files were left."""
+    from geophoto.write_back import undo
+
+    table = undo(journal)
+    for row in table.to_dict("records"):
+        print(f"{row['path']}: {row['done']}")
+    left = int(table["done"].str.startswith("left").sum())
+    print(f"{len(table) - left} files taken back, {left} left")
+    return left
+
+
 # ---------------------------------------------------------------- command line
 
 
@@ -441,6 +567,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
     add("--photos", nargs="+", metavar="PATH", help="predict these photos, folders, globs instead")
+    add("--place", action="store_true", help="place the photos of the table without a position")
+    add("--write", choices=("sidecar", "copies"), help="write the positions that --place found")
+    add("--to", metavar="DIR", help="where to: data/images puts sidecars beside the photos")
+    add("--all", action="store_true", help="write answers that are not confident too")
+    add("--dry-run", action="store_true", help="only show what --write would write")
+    add("--undo", metavar="FILE", help="take back what written.json lists")
     add("--verify", action="store_true", help="do the claims of the table fit the pictures?")
     add("--json", action="store_true", help="of --photos or --verify: one JSON document to stdout")
     args = parser.parse_args(argv)
@@ -450,8 +582,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         density.stop("--turn-certainty must lie between 0 and 1")
     if args.json and not (args.photos or args.verify):
         density.stop("--json goes with --photos or --verify")
-    if args.photos and args.verify:
-        density.stop("--photos and --verify are asked one after the other")
+    if bool(args.write) != bool(args.to) or ((args.dry_run or args.all) and not args.write):
+        density.stop("--write takes --to DIR; --dry-run and --all belong to --write")
+    runs = args.photos, args.verify, args.place or args.write, args.undo
+    if sum(map(bool, runs)) > 1:
+        density.stop("--photos, --verify, --place with --write, and --undo are different runs")
     return args
 
 
@@ -462,7 +597,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def answer(args: argparse.Namespace) -> int:
-    """Predict the photos that are named, verify claims, or evaluate; returns the exit code."""
+    """Do what the flags ask for, else evaluate the models; returns the exit code."""
+    if args.undo:
+        return 1 if take_back(Path(args.undo)) else 0
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
@@ -476,9 +613,15 @@ def answer(args: argparse.Namespace) -> int:
             data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.json
         )
         return 1 if unread else 0
-    evaluate(
-        data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap, args.seed
-    )
+    if args.place:
+        place(data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.turn_certainty)
+    if args.write:
+        write(image_dir, output_dir, args.write, Path(args.to), args.all, args.dry_run)
+    if not (args.place or args.write):
+        evaluate(
+            data_dir, image_dir, checkpoint_dir, output_dir, args.precision, args.bootstrap,
+            args.seed,
+        )  # fmt: skip
     return 0
 
 

@@ -27,11 +27,18 @@
     densities      the density of every head: point, intervals, confidence, strangers
     records        flat records of answers: CSV, JSON and GeoJSON
     verification   claims of photos against densities: p-values, words of evidence, a page
+    products       mixtures of kernels on the sphere, and products of them
+    timelines      instants on one clock, other cameras' clocks, how far one gets in a time
+    placing        photos without a position: time, picture, day and folder stacked
+    hiding         how well that goes, where known positions are hidden
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end
     checkpoints    write, read, verify, resume
     predictions    answers of a trained model: held-out photos, unknown photos
+    library        a whole library placed, with what its pictures say, in words
+    sidecar_edits  XMP sidecars written: new, extended, taken back
+    write_back     estimates written beside or into copies of photos, and undone
     metrics        errors beside baselines, with bootstrap intervals
     plots          the pictures of an evaluation
     report         its page

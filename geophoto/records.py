@@ -88,6 +88,12 @@ def plain(value):
     return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else tidy(value)
 
 
+def plain_rows(frame: pd.DataFrame) -> list[dict]:
+    """Rows of a DataFrame as plain values, None where nothing is known."""
+    rows = frame.to_dict("records")
+    return [{str(name): tidy(value) for name, value in row.items()} for row in rows]
+
+
 def write_rows(path: Path, rows: list[dict]) -> None:
     """Write records as CSV (RFC 4180, UTF-8), text that a spreadsheet would run made harmless."""
     with density.write_atomically(path, "w", newline="", encoding="utf-8") as file:
