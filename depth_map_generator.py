@@ -81,7 +81,7 @@ from geophoto.origins import (
     renew,
     shorten_journal,
 )
-from geophoto.pictures import open_upright, photo_file
+from geophoto.pictures import one_large, open_upright, photo_file
 from geophoto.table import read_table
 
 # ---------------------------------------------------------------- settings
@@ -101,6 +101,8 @@ SIDE_BY_SIDE = False  # the picture shows photo and depth
 LEGEND = False  # the picture carries a thin far-near scale
 # ------------------------------------------------------------------------
 
+WHOLE_PIXELS = 50_000_000  # larger photos are read reduced, to REDUCED_SIDE px or twice what is fed
+REDUCED_SIDE = 4096
 PICTURE_SETTINGS = ("side_by_side", "legend")  # a change of these redraws the pictures only
 
 # ---------------------------------------------------------------- the run
@@ -127,6 +129,7 @@ class Job:
     max_side: int | None  # px, JPEGs may be decoded down to this longer side
     draw_only: bool = False
     tag: int = 0  # EXIF orientation, 0 = none
+    pixels: float = 0.0  # as stored; 0 = not known
 
 
 class Beside(NamedTuple):
@@ -148,6 +151,18 @@ def why_redo(sidecar: dict, options: Options, data_dir: Path) -> str:
     )
 
 
+def side_to_read(width: float, height: float, options: Options) -> int | None:
+    """Longer side to which a photo of this size may be decoded; None for the whole of it, as in
+    the official procedure. Beyond WHOLE_PIXELS that would take 15 bytes a pixel."""
+    short, long = sorted((width, height))
+    if not short > 0:  # not known: nan
+        return None
+    needed = math.ceil(options.input_size * long / short)
+    if options.fast_decode:
+        return needed
+    return max(REDUCED_SIDE, 2 * needed) if short * long > WHOLE_PIXELS else None
+
+
 def plan_jobs(
     table, data_dir: Path, image_dir: Path, options: Options, redo: bool, redraw: bool
 ) -> tuple[list[Job], dict[str, tuple[str, str]]]:
@@ -158,18 +173,17 @@ def plan_jobs(
     for row in table.iloc[spread_order(lat, lon)].itertuples():
         name, tag = row.filename, known_tag(row.orientation_tag)
         photo, path = photo_file(image_dir, name), depth_file(data_dir, name)
-        sides, max_side = sorted((row.image_width, row.image_height)), None
-        if options.fast_decode and sides[0] > 0 and sides[1] > 0:  # unknown sizes are nan
-            max_side = math.ceil(options.input_size * sides[1] / sides[0])
+        pixels = row.image_width * row.image_height
+        max_side = side_to_read(row.image_width, row.image_height, options)
         if row.status == "unreadable":
             outcomes[name] = ("skipped", "unreadable according to the table")
         elif not name_fits(data_dir, name):
             outcomes[name] = ("skipped", "too long a name: none is left for its map")
         elif (redo or not is_finished(path)
               or not belongs_to(path, photo, tag, origins.get(name))):  # fmt: skip
-            jobs.append(Job(name, photo, max_side, tag=tag))
+            jobs.append(Job(name, photo, max_side, tag=tag, pixels=pixels))
         elif options.write_png and (redraw or not path.with_suffix(".png").exists()):
-            jobs.append(Job(name, photo, max_side, draw_only=True))
+            jobs.append(Job(name, photo, max_side, draw_only=True, pixels=pixels))
         else:
             outcomes[name] = ("unchanged", "")
     return jobs, outcomes
@@ -197,12 +211,16 @@ def read_job(job: Job, options: Options) -> tuple[np.ndarray | None, Beside]:
     if job.draw_only and not options.side_by_side:
         return None, Beside(None, None)
     origin = None if job.draw_only else origin_of(job.photo, job.tag)  # before it is decoded
-    image = open_upright(job.photo, max_side=job.max_side)
-    tensor = None if job.draw_only else preprocess(np.asarray(image), options.input_size)
-    if not options.side_by_side:
-        return tensor, Beside(None, origin)
-    size = tensor_size(image.height, image.width, options.input_size)
-    return tensor, Beside(np.asarray(image.resize(size[::-1], reducing_gap=2)), origin)
+    small = None
+    with one_large(job.pixels):
+        image = open_upright(job.photo, max_side=job.max_side)
+        pixels = np.asarray(image)
+        if options.side_by_side:
+            size = tensor_size(image.height, image.width, options.input_size)
+            small = np.asarray(image.resize(size[::-1], reducing_gap=2))
+        del image  # before the pixels become numbers of four bytes
+        tensor = None if job.draw_only else preprocess(pixels, options.input_size)
+    return tensor, Beside(small, origin)
 
 
 def write_job(

@@ -10,8 +10,10 @@ import glob
 import itertools
 import os
 import stat
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,6 +50,9 @@ OWN_PICTURES["density.png"] = "density.html"
 DEPTH_MARK = "depth_model.json"  # marks a folder of depth maps, none of which is a photo
 PIXEL_LIMIT = 300_000_000  # of every format; the largest phones make 200 MP. Decoding takes 8 bytes
 # a pixel (JPEG: less by `draft`), so a small file that promises more is refused as a bomb.
+
+LARGE_PIXELS = 32_000_000  # of such pictures a process holds one at a time
+ONE_LARGE = threading.RLock()
 
 # ---------------------------------------------------------------- find
 
@@ -279,6 +284,22 @@ def open_stored(
     return _open(Path(path), max_side, pixel_limit, upright=False)
 
 
+@contextmanager
+def one_large(pixels: float) -> Iterator[None]:
+    """What threads go through one by one while they hold a picture of so many pixels, if it is
+    large: several at once would take several gigabytes."""
+    if not pixels > LARGE_PIXELS:
+        yield
+        return
+    import ctypes
+
+    with ONE_LARGE:
+        yield
+        # GNU's malloc keeps what threads have freed; three such pictures would seem to be held.
+        with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+            ctypes.CDLL(None).malloc_trim(0)
+
+
 def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> Image.Image:
     import warnings
 
@@ -302,7 +323,10 @@ def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> 
                 image.draft("RGB", (max_side, max_side))
             # Pillow turns TIFF while loading, by the tag that it finds itself
             turned = image.getexif().get(0x0112) if image.format == "TIFF" else 1
-            rgb = _to_rgb(image)
+            with one_large(image.width * image.height):
+                rgb = _to_rgb(image)
+                if max_side and max(rgb.size) > max_side:
+                    rgb.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     except OSError as error:
         raise OSError(f"{path}: {error}") from error
     except MemoryError as error:
@@ -311,8 +335,6 @@ def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> 
         raise ValueError(f"{path}: {error or type(error).__name__}") from error
     turned = turned if turned in ORIENTATIONS else 1
     turn = (about["orientation_tag"] or 1) if upright else 1
-    if max_side and max(rgb.size) > max_side:
-        rgb.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
     return rgb if turned == turn else turn_image(turn_image(rgb, turned, back=True), turn)
 
 
@@ -327,7 +349,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return _paste(image, lambda strip: _scaled(_deep_grey(strip), low, high))
     if image.has_transparency_data:
         return _paste(image, _on_white)
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def strips(image: Image.Image) -> Iterator[Image.Image]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -424,6 +425,64 @@ def test_fast_decode_reads_less_and_gives_nearly_the_same(tmp_path, tiny_pth):
     assert depth_map_generator.main(arguments(data, tiny_pth, "--fast-decode")) == 0
     fast = depth_maps.load_depth_map(depth_maps.depth_file(data, "large.jpg"))
     assert full.shape == fast.shape and rank_correlation(full, fast) > 0.95
+
+
+SIZES = {  # stored size → longer side to which it may be decoded
+    (4000, 3000): None, (9504, 6336 - 1100): None, (5000, 10_000): None, (math.nan, 3000): None,
+    (0, 0): None, (12_000, 9000): 4096, (9000, 12_000): 4096, (16_320, 12_240): 4096,
+    (40_000, 2600): 2 * 7970,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_only_very_large_photos_are_read_reduced(size):
+    exact = depth_map_generator.Options("", 518, False, False, False, True)
+    assert depth_map_generator.side_to_read(*size, exact) == SIZES[size]
+
+
+def test_very_large_photos_give_nearly_the_same_maps(tmp_path, tiny_pth, monkeypatch, capsys):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    for number, suffix in enumerate(("jpg", "png", "tif", "webp")):
+        draw_photo(number, 1600, 1200).save(data / "images" / f"large.{suffix}", quality=95)
+    assert exif_extractor.main(["--data-dir", str(data)]) == 0
+    run_depth(data, tiny_pth, capsys)
+    whole = {path: depth_maps.load_depth_map(path) for path in maps(data)}
+    monkeypatch.setattr(depth_map_generator, "WHOLE_PIXELS", 1000)
+    monkeypatch.setattr(depth_map_generator, "REDUCED_SIDE", 400)
+    monkeypatch.setattr(pictures, "LARGE_PIXELS", 1000)
+    read, original = [], depth_map_generator.preprocess
+    monkeypatch.setattr(
+        depth_map_generator, "preprocess", lambda p, s: read.append(p.shape) or original(p, s)
+    )
+    run_depth(data, tiny_pth, capsys, "--overwrite", "--side-by-side")
+    assert read == [(300, 400, 3)] * 4
+    for path, full in whole.items():
+        reduced = depth_maps.load_depth_map(path)
+        assert full.shape == reduced.shape and rank_correlation(full, reduced) > 0.95
+
+
+@pytest.mark.slow
+def test_three_photos_of_200_megapixels_take_less_than_one_and_a_half_gigabytes(tmp_path, tiny_pth):
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    whole = draw_photo(1, 4080, 3060).resize((16_320, 12_240), Image.Resampling.NEAREST)
+    whole.save(data / "images" / "0.jpg", quality=80)
+    del whole
+    for number in (1, 2):
+        shutil.copy(data / "images" / "0.jpg", data / "images" / f"{number}.jpg")
+    assert exif_extractor.main(["--data-dir", str(data)]) == 0
+    measure = (
+        "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+    )
+    command = [sys.executable, str(REPOSITORY / "depth_map_generator.py")]
+    done = subprocess.run(
+        [sys.executable, "-c", measure, *command, *arguments(data, tiny_pth)], check=True,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "3 written" in done.stdout
+    assert int(done.stdout.splitlines()[-1]) * 1024 < 1.5e9
 
 
 # ---------------------------------------------------------------- maps and pictures

@@ -1,12 +1,15 @@
 """Finding and opening photos of every format."""
 
+import contextlib
 import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import unicodedata
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -387,3 +390,45 @@ def test_what_the_pipeline_wrote_is_no_photo(tmp_path):
     assert found.own == ["depths/", "map.png", "sub/density.png"]
     (tmp_path / "depth_model.json").touch()  # the folder that was asked for is always read
     assert "a.jpg" in pictures.scan(tmp_path).names
+
+
+# ---------------------------------------------------------------- large ones
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_large_pictures_are_held_one_at_a_time(tmp_path, monkeypatch, suffix):
+    """Small ones side by side; what comes out is the same."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(rng.integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(path)
+    alone = np.asarray(pictures.open_upright(path, max_side=45))
+    inside, most, original = [0], [0], pictures._to_rgb
+    together = threading.Barrier(2, timeout=0.3)
+
+    def watched(image):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        with contextlib.suppress(threading.BrokenBarrierError):
+            together.wait()  # small ones meet here, large ones wait in vain
+        inside[0] -= 1
+        return original(image)
+
+    monkeypatch.setattr(pictures, "_to_rgb", watched)
+    for limit, wanted in ((32_000_000, 2), (100, 1)):
+        monkeypatch.setattr(pictures, "LARGE_PIXELS", limit)
+        most[0] = 0
+        together.reset()
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: pictures.open_upright(path, max_side=45), range(2)))
+        assert most[0] == wanted
+        assert all((np.asarray(picture) == alone).all() for picture in found)
+
+
+def test_a_thread_may_hold_its_large_picture_while_it_opens_it(monkeypatch):
+    monkeypatch.setattr(pictures, "LARGE_PIXELS", 10)
+    with pictures.one_large(11), pictures.one_large(12):
+        pass
+    with pytest.raises(ValueError), pictures.one_large(11):
+        raise ValueError
+    with ThreadPoolExecutor(1) as pool:  # the lock is free again
+        assert pool.submit(lambda: pictures.one_large(11).__enter__()).result(timeout=5) is None
