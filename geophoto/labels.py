@@ -227,7 +227,8 @@ def _to_row(photo: Photo, beside: dict[str, str], told: Takeout | None, noted: l
     if main.damaged and not main and photo.kind != "tiff":
         warnings.append("exif_damaged")
     if photo.kind == "tiff":
-        photo.width, photo.height = number(main.get(tags.WIDTH)), number(main.get(tags.HEIGHT))
+        sides = number(main.get(tags.WIDTH)) or 0, number(main.get(tags.HEIGHT)) or 0
+        photo.width, photo.height = int(sides[0]), int(sides[1])
         photo.xmp = main.get(tags.XMP_TAG)
     turn = main.get(tags.TURN)
     if main or photo.xmp or photo.resources or beside or told:

@@ -9,7 +9,7 @@ from geophoto.table import COLUMNS
 
 PAGE = (REPOSITORY / "data" / "README.md").read_text(encoding="utf-8")
 READING = ("containers", "tags", "packets", "clocks", "sidecars", "positions", "labels", "readers")
-INTERNAL = {"gps_clock", "taken_utc", "windows_1252"}  # words of the rooms that no table holds
+INTERNAL = {"accuracy_m", "gps_clock", "taken_utc", "windows_1252"}  # what no table holds
 
 
 def words_of(room: str) -> set[str]:
