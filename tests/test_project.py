@@ -127,6 +127,35 @@ def test_importing_is_cheap(name):
     assert done.stdout == "[]\n" and done.stderr == ""
 
 
+WATCHED_IMPORT = """
+import importlib.abc, os, sys
+names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_NUM_THREADS")
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, module, path=None, target=None):
+        if module in ("numpy", "torch"):
+            print(module, *(os.environ.get(name) for name in names))
+
+sys.meta_path.insert(0, Watch())
+import {name}
+"""
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("given", [{}, {"OMP_WAIT_POLICY": "ACTIVE", "OPENBLAS_NUM_THREADS": "3"}])
+def test_waiting_threads_are_told_to_sleep_before_they_exist(name, given):
+    """Their libraries read it once, when they load; what the user has set stays."""
+    ours = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OPENBLAS_NUM_THREADS")
+    usual = {key: value for key, value in os.environ.items() if key not in ours}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED_IMPORT.format(name=name)], cwd=REPOSITORY, check=True,
+        capture_output=True, text=True, env=usual | given,
+    )  # fmt: skip
+    told = "ACTIVE None 3" if given else "PASSIVE 3000 1"
+    lines = done.stdout.splitlines()
+    assert lines and all(line.split(" ", 1)[1] == told for line in lines), lines
+
+
 # ---------------------------------------------------------------- settings
 
 
