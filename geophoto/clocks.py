@@ -64,7 +64,9 @@ def read_date(
 
 def _read_plain_date(written: str | None, fraction: str | None) -> datetime | None:
     """What nearly every camera writes, "2020:01:02 03:04:05": read in a fifth of the time."""
-    if not written or len(written) != 19 or written[4] + written[7] + written[10] != ":: ":
+    if not written or len(written) != 19:
+        return None
+    if written[4] + written[7] + written[10] + written[13] + written[16] != ":: ::":
         return None
     try:
         when = datetime.fromisoformat(
