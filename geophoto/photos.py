@@ -197,6 +197,8 @@ def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.n
 def describe_groups(split: dict) -> str:
     """What makes photos one group, in words."""
     radius_km = split["radius_km"]
+    if split["by"] == "bursts" and split["group_count"] == len(split["names"]):
+        return "each photo its own: neither place nor time tells them apart, which flatters"
     return {
         "place": f"within {radius_km * 1000:g} m or one burst",
         "days": "of one day: no distance separates them",

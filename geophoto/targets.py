@@ -65,6 +65,7 @@ class Normalisation:
     altitude_std: float
     altitude_limit: float  # largest |asinh| seen, so that sinh cannot run away
     orientation_prior: list[float]  # share of each class among the stored files
+    sun_known: bool = True  # whether any photo taught its elevation
 
     @classmethod
     def fit(cls, photos: Photos) -> Normalisation:
@@ -90,6 +91,7 @@ class Normalisation:
             altitude_std=max(float(squeezed.std()), 1e-3),
             altitude_limit=float(np.abs(squeezed).max()) + 0.2,
             orientation_prior=(counts / counts.sum()).tolist(),
+            sun_known=bool(np.isfinite(photos.sun).any()),
         )
 
     @property
@@ -150,9 +152,13 @@ def decode_gps(output: torch.Tensor, normalisation: Normalisation) -> torch.Tens
 
 
 def decode(prediction: dict, normalisation: Normalisation) -> dict[str, np.ndarray]:
-    """Raw outputs of the heads → lat, lon (deg), minutes, altitude (m)."""
+    """Raw outputs of the heads → lat, lon (deg), minutes, altitude (m), the sun's elevation (deg;
+    NaN where it was never learned: it has no density that could be absent)."""
     import torch
 
+    height = prediction["sun"].astype(float)
+    if not normalisation.sun_known:
+        height = np.full_like(height, np.nan)
     place = decode_gps(torch.from_numpy(prediction["gps"]), normalisation)
     lat, lon = density.lat_lon(place.numpy())
     return {
@@ -160,7 +166,7 @@ def decode(prediction: dict, normalisation: Normalisation) -> dict[str, np.ndarr
         "lon": lon,
         "minutes": point_minutes(prediction["time"]),
         "altitude": normalisation.altitude_m(prediction["altitude"]),
-        "sun": np.degrees(np.arcsin(np.clip(prediction["sun"].astype(float), -1, 1))),
+        "sun": np.degrees(np.arcsin(np.clip(height, -1, 1))),
     }
 
 

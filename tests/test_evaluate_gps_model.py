@@ -290,6 +290,50 @@ def test_labels_that_are_missing_leave_their_head_out(photo_set, tmp_path):
     assert block["time"]["n"] == block["altitude"]["n"] == block["orientation"]["n"] == 0
 
 
+LABELS = {
+    "time": ("datetime", "datetime_utc", "datetime_at_place"),
+    "altitude": ("gps_altitude",),
+    "sun": ("sun_elevation_deg",),
+}
+
+
+@pytest.mark.parametrize(
+    "missing", [("time",), ("altitude",), ("sun",), ("time", "altitude", "sun")], ids="+".join
+)
+def test_heads_without_labels_answer_nothing(photo_set, tmp_path, missing):
+    """No cell, a dash on the screen, no line of the table, no title in the report."""
+    data = copy_data(photo_set, tmp_path)
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    for row in rows:
+        row |= dict.fromkeys(column for head in missing for column in LABELS[head])
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0, printed
+    where = ["--checkpoint-dir", tmp_path / "c", "--output-dir", tmp_path / "out"]
+    photo = strangers(tmp_path / "p", 1)[0]
+    code, printed = quietly(evaluator.main, *where, "--photos", photo)
+    assert code == 0, printed
+    (answer,) = read_rows(tmp_path / "out" / "photos.csv")
+    cells = {"time": "time", "altitude": "altitude_m", "sun": "sun_elevation_deg"}
+    for head, cell in cells.items():
+        assert (answer[cell] == "") == (head in missing), head
+    assert answer["latitude"] and ("altitude     –" in printed) == ("altitude" in missing)
+    assert ("time         –" in printed) == ("time" in missing), printed
+    code, printed = quietly(evaluator.main, *where, "--data-dir", data, "--bootstrap", "20")
+    assert code == 0, printed
+    block = metrics_of(tmp_path / "out")["rgb"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    page = re.sub(r"data:[^\"]*", "", page)
+    for head, title in (("time", "Time of day"), ("altitude", "Altitude")):
+        assert (block[head]["n"] == 0) == (head in missing)
+        assert any(line.startswith(title) for line in printed.splitlines()) != (head in missing)
+        assert (f"<td>{title}</td>" in page) != (head in missing)
+    for row in read_rows(tmp_path / "out" / "predictions.csv"):
+        for head, cell in cells.items():
+            assert (row[cell] == "") == (head in missing), (head, row[cell])
+
+
 @pytest.fixture(scope="module")
 def finetuned(photo_set, tmp_path_factory):
     root = tmp_path_factory.mktemp("finetuned for evaluation")

@@ -1,5 +1,6 @@
 """Training as a user runs it: frozen, interrupted, refused."""
 
+import datetime
 import inspect
 import json
 import math
@@ -396,6 +397,51 @@ def test_a_model_of_other_pictures_is_not_up_to_date(photo_set, tmp_path, mode):
     code, printed = quietly(trainer.main, *arguments)
     assert code == 0 and "is up to date" not in printed
     assert "belongs to other photos or settings" in printed
+
+
+ONE_PLACE = {
+    "one flight": (lambda i: 20 * i, "stretch of a single burst"),
+    "one shot a minute": (lambda i: 55 * i, "stretch of a single burst"),
+    "a fixed camera": (lambda i: 86400 * (i // 3) + 600 * (i % 3), "of one day"),
+    "three outings": (lambda i: 5 * 3600 * (i // 4) + 60 * (i % 4), "hours apart"),
+}
+
+
+@pytest.mark.parametrize("kind", ONE_PLACE)
+def test_photos_of_one_place_are_trained_on_in_parts_of_time(photo_set, tmp_path, kind):
+    """Whatever was taken at one place alone has groups, and no radius of a few micrometres."""
+    data, _ = small_set(photo_set, tmp_path, 16)
+    when, told = ONE_PLACE[kind]
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    for i, row in enumerate(rows):
+        moment = datetime.datetime(2024, 6, 1, 0, 5) + datetime.timedelta(seconds=when(i))
+        row |= {"gps_latitude": 46.0, "gps_longitude": 7.0, "datetime": moment.isoformat(),
+                "datetime_utc": f"{moment.isoformat()}Z", "datetime_at_place": None}  # fmt: skip
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0 and told in printed, printed
+    split = read_checkpoint(tmp_path / "c" / "best_gps_model_rgb.pth")["split"]
+    order = np.argsort([when(i) for i in range(16)])
+    folds, groups = (np.array(split[name])[order] for name in ("fold", "groups"))
+    assert len(set(split["groups"])) >= 3 and len(set(split["fold"])) == 3
+    for group in set(groups.tolist()):  # whole, and without a hole
+        rows_of = np.flatnonzero(groups == group)
+        assert len(set(folds[rows_of])) == 1 and np.ptp(rows_of) == len(rows_of) - 1
+    held = held_out_of(tmp_path / "c")["answers"]
+    assert (held["radius50_km"] >= 1e-3).all() and (held["radius90_km"] >= 1e-3).all()
+
+
+def test_one_place_without_times_says_that_its_split_flatters(photo_set, tmp_path):
+    data, _ = small_set(photo_set, tmp_path, 16)
+    rows = json.loads((data / "exif_data.json").read_text(encoding="utf-8"))
+    for row in rows:
+        row |= {"gps_latitude": 46.0, "gps_longitude": 7.0, "datetime": None}
+        row |= {"datetime_utc": None, "datetime_at_place": None}
+    (data / "exif_data.json").write_text(json.dumps(rows), encoding="utf-8")
+    arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "1")
+    code, printed = quietly(trainer.main, *arguments)
+    assert code == 0 and "groups: 16 (each photo its own: neither place nor time" in printed
 
 
 def test_many_photos_left_out_are_not_all_printed(capsys):
