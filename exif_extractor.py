@@ -230,8 +230,10 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
         write_atomically(memory.stamps, "w", encoding="utf-8", newline="\n") as stamps,
     ):
         journal.write(json.dumps(memory.settings) + "\n")
-        write_table(records(), memory.folder)
-    progress.close()
+        try:
+            write_table(records(), memory.folder)
+        finally:
+            progress.close()
     lines = summary.lines()
     if missing := zones_missing():
         lines.append(
@@ -271,7 +273,8 @@ class _Progress:
             from tqdm import tqdm
 
             about = {"total": self.total, "initial": self.done, "unit": " photos", "desc": "exif"}
-            self.bar = tqdm(file=sys.stderr, **about)
+            every = 0.1 if sys.stderr.isatty() else 30  # seconds; a log is no terminal
+            self.bar = tqdm(file=sys.stderr, mininterval=every, **about)
 
     def close(self) -> None:
         if self.bar:

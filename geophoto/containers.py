@@ -38,19 +38,22 @@ class OpenFile:
 class Bytes:
     """Part of a file, read only where it is asked for; past the end come fewer bytes, no error."""
 
-    __slots__ = ("file", "head", "size", "start")
+    __slots__ = ("file", "head", "near", "size", "start")
 
     def __init__(
         self, head: bytes, file: OpenFile | None = None, start: int = 0, size: int | None = None
     ):
         self.head, self.file, self.start = head, file, start
         self.size = len(head) - start if size is None else max(size, 0)
+        self.near = min(self.size, len(head) - start)  # bytes of it that are in memory
 
     def at(self, offset: int, count: int) -> bytes:
+        begin, end = self.start + offset, offset + count
+        if 0 <= offset < end <= self.near:  # nearly always
+            return self.head[begin : begin + count]
         count = min(count, self.size - offset)
         if offset < 0 or count <= 0:
             return b""
-        begin = self.start + offset
         if self.file is None or begin + count <= len(self.head):
             return self.head[begin : begin + count]
         return self.file.read(begin, count)

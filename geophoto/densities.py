@@ -23,6 +23,7 @@ from geophoto.mixtures import (
     line_points,
     position_points,
 )
+from geophoto.orientations import fit_temperature
 from geophoto.photos import Photos
 from geophoto.targets import MINUTES_PER_DAY, Normalisation, decode, minutes_apart
 from geophoto.voices import (
@@ -229,8 +230,7 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
             tables.append(np.stack([shares, half, error, plain[: len(some)]]))
             plain = plain[len(some) :]
     shares, half, error, plain = np.concatenate(tables, axis=1)
-    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)
-    levels = np.quantile(shares, wanted).tolist()
+    levels = np.quantile(shares, np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)).tolist()
     below, reached = confident_below(head, half, error, plain)
     return dataclasses.replace(
         whole, levels=(levels[0], levels[1]), sure_below=below, sure_error=reached
@@ -326,22 +326,6 @@ def confident_below(
         return 0.0, math.nan
     reached = float(means[good[-1]])
     return float(half[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
-
-
-def fit_temperature(views: np.ndarray) -> float:
-    """What the logits (N, 6, 6) of upright photos' six views are divided by so that their
-    probabilities are right as often as they say (Guo et al. 2017)."""
-    from scipy.optimize import minimize_scalar
-
-    if not len(views):
-        return 1.0
-
-    def cost(log_temperature: float) -> float:
-        logits = views / math.exp(log_temperature)
-        right = np.diagonal(logits, axis1=1, axis2=2)
-        return float((np.logaddexp.reduce(logits, axis=2) - right).mean())
-
-    return math.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x)
 
 
 # ---------------------------------------------------------------- answers
@@ -462,6 +446,5 @@ def log_likelihoods(one: HeadDensity, evidence: Evidence, space: Space) -> dict:
     found = {"posterior": np.logaddexp.reduce(weights + logs, axis=1)}
     for name, number in (("head", 1), ("positions", 2)):
         best = np.argmax(np.where(voice == number, one.stack.offset, -np.inf))
-        floor = np.logaddexp(np.log(0.98) + logs[:, best], np.log(0.02) + logs[:, -1])
-        found[name] = floor
+        found[name] = np.logaddexp(np.log(0.98) + logs[:, best], np.log(0.02) + logs[:, -1])
     return found

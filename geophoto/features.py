@@ -19,7 +19,7 @@ import torch
 
 import density
 from geophoto.depth_maps import depth_file, load_depth_map
-from geophoto.devices import Precision, from_all, from_first, processes, rank
+from geophoto.devices import Precision, from_all, from_first, processes, rank, wait_for_all
 from geophoto.network import (
     SCALES,
     GPSPredictionNet,
@@ -235,8 +235,12 @@ def fill_cache(place: tuple, keys, load, features, precision: Precision, bar, ti
     A key begins with the sha256 of what the features are made of: equal files share a row. It is
     "" for a file that could not be read."""
     folder, width = place
-    cache = FeatureCache(folder / PART.format(rank()) if rank() else folder, width)
-    cache.take_in_parts()  # of a run that was interrupted
+    if not rank():
+        cache = FeatureCache(folder, width)
+        cache.take_in_parts()  # of a run that was interrupted
+    wait_for_all()  # a part belongs to the first process until it has been taken in
+    if rank():
+        cache = FeatureCache(folder / PART.format(rank()), width)
     lacking: dict[tuple, int] = {}
     for i, key in enumerate(keys):
         if key not in cache.row_of:

@@ -107,3 +107,20 @@ def turns_right(view_logits: np.ndarray) -> np.ndarray:
 
     turns = [i for i, name in enumerate(ORIENTATION_CLASSES) if not name.startswith("Flipped")]
     return view_logits[:, turns][:, :, turns].argmax(axis=2) == np.arange(len(turns))
+
+
+def fit_temperature(views: np.ndarray) -> float:
+    """What the logits (N, 6, 6) of upright photos' six views are divided by so that their
+    probabilities are right as often as they say (Guo et al. 2017)."""
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+
+    if not len(views):
+        return 1.0
+
+    def cost(log_temperature: float) -> float:
+        logits = views / np.exp(log_temperature)
+        right = np.diagonal(logits, axis1=1, axis2=2)
+        return float((np.logaddexp.reduce(logits, axis=2) - right).mean())
+
+    return float(np.exp(minimize_scalar(cost, bounds=(-3, 3), method="bounded").x))

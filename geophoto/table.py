@@ -10,6 +10,7 @@ import csv
 import heapq
 import json
 import math
+import operator
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -34,11 +35,15 @@ TEXT_COLUMNS = ("filename", "status", "warnings", "datetime", "datetime_utc", "u
                 "gps_source", "datetime_at_place", "orientation", "camera_make", "camera_model",
                 "lens_model", "file_mtime")  # fmt: skip
 LIMITS = {"gps_latitude": (-90, 90), "gps_longitude": (-180, 180), "sun_elevation_deg": (-90, 90)}
+FREE_TEXTS = ("filename", "camera_make", "camera_model", "lens_model")  # all others are our own
 TABLE_FORMAT = 4  # raised when the same bytes would give other rows: old rows are then read again
 
 # ---------------------------------------------------------------- write
 
 encode_record = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+cells_of = operator.itemgetter(*COLUMNS)
 
 
 def harmless_cell(value: Any) -> Any:
@@ -59,12 +64,12 @@ def write_table(records: Iterable[tuple[str, dict]], data_dir: Path) -> None:
     ):
         writer = csv.writer(sheet, lineterminator="\r\n")
         writer.writerow(COLUMNS)
-        texts = [COLUMNS.index(column) for column in TEXT_COLUMNS]
+        free = [COLUMNS.index(column) for column in FREE_TEXTS]
         before = "[\n"
         for record, row in records:
             table.write(before + record)
-            cells = [row[column] for column in COLUMNS]
-            for place in texts:
+            cells = [*cells_of(row)]
+            for place in free:
                 cells[place] = harmless_cell(cells[place])
             writer.writerow(cells)
             before = ",\n"

@@ -5,11 +5,14 @@ import importlib.resources
 import re
 import zoneinfo
 from datetime import datetime, timedelta
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import pytest
 from exif_files import codes, exif_bytes, gps_of, read, save
+from hypothesis import given
+from hypothesis import strategies as st
 
 from geophoto import clocks
 
@@ -321,3 +324,19 @@ def test_sun_agrees_with_pvlib():
         assert abs(up - truth.elevation) < 0.05 and aside < 0.05
     for lat in (90.0, -90.0):
         assert np.isfinite(clocks.sun_position(lat, 0.0, datetime(2020, 6, 1))).all()
+
+
+@given(
+    st.one_of(
+        st.datetimes().map(lambda when: f"{when:%Y:%m:%d %H:%M:%S}"),
+        st.from_regex(
+            r"[0-9]{4}[:-][0-9]{2}:[0-9]{2} [0-9]{2}:[0-9]{2}[:+-][0-9]{2}", fullmatch=True
+        ),
+        st.text(alphabet="0123: +-Z", min_size=19, max_size=19),
+    ),
+    st.sampled_from([None, "", "5", "123456789", "²"]),
+)
+def test_the_short_way_reads_what_the_long_way_reads(written, fraction):
+    short = clocks.read_date(written, fraction)
+    with patch.object(clocks, "_read_plain_date", lambda *_: None):
+        assert clocks.read_date(written, fraction) == short

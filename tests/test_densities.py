@@ -281,19 +281,6 @@ def test_held_out_photos_are_scored_at_their_truths_and_serve_the_final_model():
     assert set(final["heads"]) == set(HEADS) and None not in final["heads"].values()
 
 
-def test_probabilities_of_views_become_right_by_a_temperature():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(0, 2, (400, 6, 6))
-    chances = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
-    right = np.array([[rng.choice(6, p=row) for row in photo] for photo in chances])
-    turned = np.empty_like(logits)  # so that the class drawn is the one that is right
-    for photo, view in np.ndindex(400, 6):
-        turned[photo, view] = np.roll(logits[photo, view], view - right[photo, view])
-    for sharper in (0.5, 1.0, 4.0):
-        assert densities.fit_temperature(turned * sharper) == pytest.approx(sharper, rel=0.15)
-    assert densities.fit_temperature(turned[:0]) == 1.0
-
-
 def test_confidence_is_an_interval_whose_held_out_error_is_small():
     half = np.arange(1.0, 41.0)
     below, reached = densities.confident_below("time", half, half, np.full(40, 20.0))

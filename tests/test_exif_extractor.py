@@ -340,6 +340,11 @@ def test_missing_time_zone_data_is_said_once_and_made_up_for(tmp_path):
     assert "UTC 4 (offset_tag 1, position_timezone 3)" in done.stdout
 
 
+def without_bar(written: str) -> str:
+    """A busy machine takes the second that shows the bar; it has a line of its own."""
+    return "".join(line for line in written.splitlines(True) if "photos/s]" not in line)
+
+
 def in_the_way(data: Path, kind: str) -> dict:
     """Make a data folder that nothing can be written to; environment and limits of the run."""
     if kind == "a file in its place":
@@ -359,7 +364,8 @@ def test_a_data_folder_that_cannot_be_written_to_is_one_line(tmp_path, kind):
     if kind.startswith("/"):
         data = Path(kind)
     done = run_script("--image-dir", images, "--data-dir", data, check=2, **in_the_way(data, kind))
-    assert done.stderr.count("\n") == 1 and str(data) in done.stderr and not done.stdout
+    told = without_bar(done.stderr)
+    assert told.count("\n") == 1 and str(data) in told and not done.stdout
 
 
 def test_a_full_disk_leaves_the_old_table(tmp_path):
@@ -370,7 +376,7 @@ def test_a_full_disk_leaves_the_old_table(tmp_path):
         shutil.copy(images / "0" / "0000.jpg", images / f"new_{number}.jpg")
     full = in_the_way(data, "full")
     done = run_script("--image-dir", images, "--data-dir", data, check=2, **full)
-    assert done.stderr.count("\n") == 1 and not list(data.glob("*.tmp"))
+    assert without_bar(done.stderr).count("\n") == 1 and not list(data.glob("*.tmp"))
     assert all(path.read_bytes() == content for path, content in before.items())
     done = run_script("--image-dir", images, "--data-dir", data)
     assert done.stdout.startswith("12 photos: 12 with metadata")

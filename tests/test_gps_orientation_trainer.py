@@ -485,6 +485,7 @@ def test_outputs_that_cannot_be_written_are_one_line(photo_set, tmp_path, place)
     }[place]  # fmt: skip
     blocked.parent.mkdir(exist_ok=True)
     if place in ("checkpoints", "cache"):
+        shutil.rmtree(blocked, ignore_errors=True)
         blocked.write_bytes(b"")
     else:
         blocked.mkdir()

@@ -72,3 +72,16 @@ def test_agreement_keeps_what_all_views_know_and_outvotes_one():
     sure[0, 0] = sure[0, 0].roll(1)  # one view is wrong about itself
     assert orientations.turns_right(sure.numpy()).sum() == 3
     assert orientations.turns_right(orientations.agree_views(sure).numpy()).all()
+
+
+def test_probabilities_of_views_become_right_by_a_temperature():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (400, 6, 6))
+    chances = np.exp(logits) / np.exp(logits).sum(axis=2, keepdims=True)
+    right = np.array([[rng.choice(6, p=row) for row in photo] for photo in chances])
+    turned = np.empty_like(logits)  # so that the class drawn is the one that is right
+    for photo, view in np.ndindex(400, 6):
+        turned[photo, view] = np.roll(logits[photo, view], view - right[photo, view])
+    for sharper in (0.5, 1.0, 4.0):
+        assert orientations.fit_temperature(turned * sharper) == pytest.approx(sharper, rel=0.15)
+    assert orientations.fit_temperature(turned[:0]) == 1.0
