@@ -1,8 +1,8 @@
 """Training alone and beside a process that keeps every core busy with threads that spin.
 
-Features are cached by the first run and not timed. Prints the seconds of a training, alone
-and beside the busy process, and their ratio (goal on two cores: at most 3). `--beside ROOT` does the
-same with the code of another checkout, in turns.
+Features are cached by the first run and not timed. Prints the seconds of a training alone and
+beside the busy process, and their ratio (goal on two cores: at most 3). `--beside ROOT` does the
+same with the code of another checkout.
 
     python benchmarks/busy_machine.py
     python benchmarks/busy_machine.py --beside ../before --rounds 3
