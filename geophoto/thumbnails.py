@@ -18,6 +18,7 @@ BUDGET = 4_000_000  # characters of all pictures of a page together
 MOST = 2000  # pictures on one page; more could not be told apart at what would be left for each
 SIDES = ((250, 240), (500, 200), (1000, 144), (MOST, 112))  # up to so many photos: longest side
 QUALITIES = (72, 56, 40, 24, 8)  # of WebP, tried until the picture is small enough
+SMALLER = 3  # times the side is halved where even the last quality is too large
 THREADS = 4  # Pillow lets others run while it decodes
 
 
@@ -41,10 +42,13 @@ def thumbnails(files: list[Path], bar: Callable = lambda each, **_: each) -> lis
 
 
 def data_uri(file: Path, side: int, limit: int) -> str:
-    """One photo as a WebP data URI of at most `limit` characters if some quality allows it; raises
-    OSError or ValueError as `open_upright` does."""
+    """One photo as a WebP data URI of at most `limit` characters, of less quality and then smaller
+    where it must be; raises OSError or ValueError as `open_upright` does."""
     picture = open_upright(file, side)
-    for quality in QUALITIES:
+    tries = [(side, quality) for quality in QUALITIES]
+    tries += [(side >> n, QUALITIES[-2]) for n in range(1, SMALLER + 1)]
+    for longest, quality in tries:
+        picture.thumbnail((longest, longest))
         buffer = io.BytesIO()
         picture.save(buffer, "WEBP", quality=quality, method=4)
         uri = "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
