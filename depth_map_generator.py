@@ -81,7 +81,7 @@ from geophoto.origins import (
     renew,
     shorten_journal,
 )
-from geophoto.pictures import one_large, open_upright, photo_file
+from geophoto.pictures import MEGAPIXELS, limit_pixels, one_large, open_upright, photo_file
 from geophoto.table import read_table
 
 # ---------------------------------------------------------------- settings
@@ -521,6 +521,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--side-by-side", action=switch, default=SIDE_BY_SIDE, help="pictures: photo | depth")
     add("--legend", action=switch, default=LEGEND, help="pictures with a thin far-near scale")
     add("--overwrite", action="store_true", help="make all maps anew")
+    add("--pixel-limit", type=float, default=MEGAPIXELS, metavar="MP",
+        help="larger photos are refused, megapixels (%(default)g)")  # fmt: skip
     add("--contact-sheet", action="store_true", help="also write depths/contact_sheet.jpg")
     args = parser.parse_args(argv)
     for name in ("input_size", "workers", "batch_size"):
@@ -534,6 +536,7 @@ def main(argv: list[str] | None = None) -> int:
     args = vars(parse_args(argv))
     for name in ("data_dir", "image_dir"):
         args[name] = Path(args[name]) if args[name] else None
+    limit_pixels(args.pop("pixel_limit"))
     with one_line_for_files():
         return generate_depth_maps(**args)
 

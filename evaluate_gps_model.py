@@ -32,7 +32,7 @@ import numpy as np
 from geophoto.findings import findings
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
-from geophoto.pictures import list_photos
+from geophoto.pictures import MEGAPIXELS, limit_pixels, list_photos
 from geophoto.plots import (
     PLOT_STYLE,
     TITLES,
@@ -504,6 +504,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--turn-certainty", default=TURN_CERTAINTY, type=float, help="0..1, see --photos")
     add("--seed", default=SEED, type=int, help="of the resampling")
+    add("--pixel-limit", type=float, default=MEGAPIXELS, metavar="MP",
+        help="larger photos are refused, megapixels (%(default)g)")  # fmt: skip
     add("--photos", nargs="+", metavar="PATH", help="predict these photos, folders, globs instead")
     add("--place", action="store_true", help="place the photos of the table without a position")
     add("--write", choices=("sidecar", "copies"), help="write the positions that --place found")
@@ -530,6 +532,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    limit_pixels(args.pixel_limit)
     with density.one_line_for_files():
         return answer(args)
 

@@ -216,10 +216,12 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
                     row = finish_row(name, read, round_km)
                     passing = row["warnings"] in PASSING or lacks_zone(row)  # tried again next time
                     stamp = [name] if passing else [name, *read["stamp"]]
-                record, stamp = encode_record(row), encode_record(stamp)
+                line = encode_record([stamp, row])
+                between = line.index('], {"')  # in a text the quotation mark would be escaped
+                record = line[between + 3 : -1]
                 if read:
-                    journal.write(f"[{stamp}, {record}]\n")
-                stamps.write(stamp + "\n")
+                    journal.write(line + "\n")
+                stamps.write(line[1 : between + 1] + "\n")
                 summary.add(row, fresh=read is not None)
                 yield record, row
             journal.flush()

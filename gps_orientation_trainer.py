@@ -46,6 +46,7 @@ from geophoto.photos import (
     read_photos,
     split_photos,
 )
+from geophoto.pictures import MEGAPIXELS, limit_pixels
 from geophoto.targets import HEADS
 
 # ---------------------------------------------------------------- settings
@@ -368,6 +369,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--seed", default=SEED, type=int, help="of everything random")
     add("--overwrite", action="store_true", help="train again what is finished")
+    add("--pixel-limit", type=float, default=MEGAPIXELS, metavar="MP",
+        help="larger photos are refused, megapixels (%(default)g)")  # fmt: skip
     add = parser.add_argument_group("experiments (the last six: fine-tuning)").add_argument
     add("--weight-decay", default=0.05, type=float, help="of AdamW")
     add("--head-rate", default=10.0, type=float, help="rate of the heads over the backbones'")
@@ -399,6 +402,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     data_dir = Path(args.data_dir)
+    limit_pixels(args.pixel_limit)
     with density.one_line_for_files(), together():
         precision = Precision(args.precision)
         train_models(

@@ -20,7 +20,6 @@ from geophoto.mixtures import (
     Grid,
     Ranges,
     draw_positions,
-    line_points,
     position_points,
 )
 from geophoto.orientations import fit_temperature
@@ -168,16 +167,13 @@ class HeadDensity:
     def by_part(
         self, head: str, evidence: Evidence, normalisation: Normalisation
     ) -> Iterator[tuple[Evidence, np.ndarray, Ranges]]:
-        """Points and ranges of some photos at a time, beside their evidence; altitudes on one line
-        for all."""
-        line = line_points(evidence) if head == "altitude" else None
+        """Points and ranges of some photos at a time, beside their evidence."""
         for part in evidence.parts():
-            yield part, *self.ranges(head, part, normalisation, line)
+            yield part, *self.ranges(head, part, normalisation)
 
     def ranges(
-        self, head: str, evidence: Evidence, normalisation: Normalisation,
-        line: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, Ranges]:  # fmt: skip
+        self, head: str, evidence: Evidence, normalisation: Normalisation
+    ) -> tuple[np.ndarray, Ranges]:
         """Points of the densities, and how far from them their shares lie."""
         space = space_of(head, normalisation)
         if isinstance(space, Sphere):
@@ -185,7 +181,7 @@ class HeadDensity:
             points = position_points(evidence, draws, normalisation.centre)
             apart = density.arc_km(draws, points[:, None])
             return points, Ranges(apart, np.full(apart.shape, 1 / DRAWS), np.zeros(apart.shape))
-        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space), line)
+        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space))
         points = grid.medians()
         if grid.circular:
             apart = minutes_apart(grid.points, points[:, None])

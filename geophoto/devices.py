@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ import torch
 import density
 
 T = TypeVar("T")
+MOST_STREAMS = 8  # photos in work at once on a CPU: each takes memory
 
 
 class Precision:
@@ -54,6 +56,23 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(usual)
+
+
+@contextlib.contextmanager
+def photo_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work on a photo each. Beside a GPU two load photos ahead. On a CPU a photo is
+    one core's work from its file to its features: the layers are small, and cores that share one
+    wait for each other (0.59 of the time on two cores, the numbers are the same)."""
+    if device.type != "cpu":
+        with ThreadPoolExecutor(2) as pool:
+            yield pool
+        return
+    cores = torch.get_num_threads()
+    count = min(cores, MOST_STREAMS)
+    with one_thread():  # and what follows has all cores again
+        each = (cores // count,)
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=each) as pool:
+            yield pool
 
 
 def processes() -> int:

@@ -19,7 +19,15 @@ import torch
 
 import density
 from geophoto.depth_maps import depth_file, load_depth_map
-from geophoto.devices import Precision, from_all, from_first, processes, rank, wait_for_all
+from geophoto.devices import (
+    Precision,
+    from_all,
+    from_first,
+    photo_threads,
+    processes,
+    rank,
+    wait_for_all,
+)
 from geophoto.network import (
     SCALES,
     GPSPredictionNet,
@@ -263,25 +271,31 @@ def compute_rows(
     """Append the features of the photos `missing`; returns those that failed with reasons."""
     failed: dict[int, str] = {}
 
-    def try_load(i: int):
+    on_cpu = precision.device.type == "cpu"
+
+    def row_of(inputs: dict[str, torch.Tensor]) -> np.ndarray:
+        batch = {k: v[None].to(precision.device) for k, v in inputs.items()}
+        with torch.inference_mode(), precision.autocast():
+            return features(batch)[0].float().cpu().numpy()
+
+    def try_one(i: int):
         try:
             if not keys[i][0]:
                 raise OSError("the file cannot be read")
-            return i, load(i)
+            inputs = load(i)
         except (OSError, ValueError, SyntaxError, MemoryError) as error:
             return i, f"{type(error).__name__}: {error}"
+        return i, row_of(inputs) if on_cpu else inputs
 
     rows: list[np.ndarray] = []
     done: list[tuple] = []
-    with ThreadPoolExecutor(2) as pool:
-        loaded = bounded_map(pool, try_load, missing, ahead=8)
-        for i, inputs in bar(loaded, total=len(missing), desc=title, unit="photo"):
-            if isinstance(inputs, str):
-                failed[i] = inputs
+    with photo_threads(precision.device) as pool:
+        made = bounded_map(pool, try_one, missing, ahead=8)
+        for i, found in bar(made, total=len(missing), desc=title, unit="photo"):
+            if isinstance(found, str):
+                failed[i] = found
                 continue
-            batch = {k: v[None].to(precision.device) for k, v in inputs.items()}
-            with torch.inference_mode(), precision.autocast():
-                rows.append(features(batch)[0].float().cpu().numpy())
+            rows.append(found if on_cpu else row_of(found))
             done.append(keys[i])
             if len(rows) == CACHE_ROWS:
                 cache.append(done, np.stack(rows))

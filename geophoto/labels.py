@@ -29,7 +29,7 @@ from geophoto.orientations import ORIENTATIONS
 from geophoto.packets import iptc_date, read_iptc, read_xmp
 from geophoto.positions import Fix, add_position, fix_of_gps, fix_of_takeout, fix_of_xmp
 from geophoto.sidecars import Takeout, read_sidecar, read_takeout
-from geophoto.table import COLUMNS, cells_of, stamp_beside, stamp_of
+from geophoto.table import COLUMNS, stamp_beside, stamp_of
 from geophoto.tags import Value, number, positive, read_exif, text
 
 USED = COLUMNS[COLUMNS.index("datetime") : COLUMNS.index("image_width")]  # what EXIF can fill
@@ -144,15 +144,12 @@ def _xmp_clock(xmp: dict[str, str]) -> tuple[str, float] | None:
 # ---------------------------------------------------------------- row
 
 
+RAW_ONLY = ("_kind", "gps_clock", "taken_utc", "stamp")  # no columns of the finished row
+EMPTY: dict[str, Any] = dict.fromkeys((*COLUMNS, *RAW_ONLY))
+
+
 def empty_row(status: str, reason: str) -> dict:
-    return dict.fromkeys(COLUMNS) | {
-        "status": status,
-        "warnings": reason,
-        "_kind": None,
-        "gps_clock": None,
-        "taken_utc": None,
-        "stamp": None,
-    }
+    return EMPTY | {"status": status, "warnings": reason}
 
 
 def read_photo(path: str, sidecar: str = "", takeout: str = "") -> dict:
@@ -349,8 +346,9 @@ def finish_row(filename: str, raw: dict, round_km: float = 0.0) -> dict:
 
     The sun is computed from the coarsened position: the exact one could be solved for from it.
     """
-    row = dict(zip(COLUMNS, cells_of(raw), strict=True))
-    row["filename"] = filename
+    row = {**raw, "filename": filename}
+    for name in RAW_ONLY:
+        del row[name]
     warnings = row["warnings"].split(";") if row["warnings"] else []
     honest = row["gps_source"] not in (None, "estimate") and "gps_zero" not in warnings
     place = (row["gps_latitude"], row["gps_longitude"]) if honest else None

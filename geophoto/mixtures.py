@@ -35,16 +35,10 @@ class Grid:
         return float(self.points[1] - self.points[0])
 
     @classmethod
-    def of(
-        cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray,
-        line: np.ndarray | None = None,
-    ) -> Grid:  # fmt: skip
-        """Smooth the labels of each voice by its kernels, in the frequency domain; on `line`, or
-        one that holds the evidence."""
+    def of(cls, evidence: Evidence, space: Space, stack: Stack, weights: np.ndarray) -> Grid:
+        """Smooth the labels of each voice by its kernels, in the frequency domain."""
         circular = isinstance(space, Circle)
-        if line is None:
-            line = circle_points() if circular else line_points(evidence)
-        points = line
+        points = circle_points() if circular else line_points(evidence.prior)
         count, cells = len(points), len(evidence)
         step = points[1] - points[0]
 
@@ -86,10 +80,11 @@ def circle_points() -> np.ndarray:
     return np.arange(MINUTES_PER_DAY, dtype=float)
 
 
-def line_points(evidence: Evidence) -> np.ndarray:
-    """CELLS targets that hold all labels and answers, with room for the widest kernels."""
-    every = np.concatenate([evidence.prior, evidence.near.ravel(), evidence.head])
-    return np.linspace(every.min() - 4.0, every.max() + 4.0, CELLS)
+def line_points(known: np.ndarray) -> np.ndarray:
+    """CELLS targets around those of the training photos (standardised: where none may be told, 0),
+    with room for the widest kernels; the same whoever is asked. What lies beyond is at its end."""
+    low, high = (known.min(), known.max()) if len(known) else (-4.0, 4.0)
+    return np.linspace(low - 4.0, high + 4.0, CELLS)
 
 
 class Ranges:

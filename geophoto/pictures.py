@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import glob
 import itertools
+import math
 import os
 import stat
 import threading
@@ -48,8 +49,9 @@ OWN_PICTURES = dict.fromkeys(("position_errors.png", "map.png", "examples.png", 
                               "altitude.png", "orientation.png"), "metrics.json")  # fmt: skip
 OWN_PICTURES["density.png"] = "density.html"
 DEPTH_MARK = "depth_model.json"  # marks a folder of depth maps, none of which is a photo
-PIXEL_LIMIT = 300_000_000  # of every format; the largest phones make 200 MP. Decoding takes 8 bytes
-# a pixel (JPEG: less by `draft`), so a small file that promises more is refused as a bomb.
+MEGAPIXELS = 300.0  # limit of every format; the largest phones make 200. Decoding takes 8 bytes a
+# pixel (JPEG: less by `draft`), so a small file that promises more is refused as a bomb.
+LIMIT_VARIABLE = "GEOPHOTO_MEGAPIXELS"  # of the environment: holds for processes started later, too
 
 LARGE_PIXELS = 32_000_000  # of such pictures a process holds one at a time
 ONE_LARGE = threading.RLock()
@@ -266,22 +268,25 @@ def matching(path: str) -> list[str]:
 # ---------------------------------------------------------------- open
 
 
-def open_upright(
-    path: str | Path, max_side: int | None = None, pixel_limit: int = PIXEL_LIMIT
-) -> Image.Image:
+def limit_pixels(megapixels: float) -> None:
+    """Refuse larger photos, of whatever format, in this process and in those that it starts."""
+    if not 0 < megapixels < math.inf:
+        stop("--pixel-limit must be a number of megapixels above 0")
+    os.environ[LIMIT_VARIABLE] = str(megapixels)
+
+
+def open_upright(path: str | Path, max_side: int | None = None) -> Image.Image:
     """Decode a photo to RGB, turned upright by its tag; never larger than `max_side`.
 
     Raises ValueError or OSError with the file's name and the reason; a photo that is stored with
-    more than `pixel_limit` pixels is refused before it is decoded.
+    more pixels than limit_pixels allows is refused before it is decoded.
     """
-    return _open(Path(path), max_side, pixel_limit, upright=True)
+    return _open(Path(path), max_side, upright=True)
 
 
-def open_stored(
-    path: str | Path, max_side: int | None = None, pixel_limit: int = PIXEL_LIMIT
-) -> Image.Image:
+def open_stored(path: str | Path, max_side: int | None = None) -> Image.Image:
     """Decode a photo to RGB as its pixels are stored (HEIC: as the decoder gives it, upright)."""
-    return _open(Path(path), max_side, pixel_limit, upright=False)
+    return _open(Path(path), max_side, upright=False)
 
 
 @contextmanager
@@ -300,7 +305,7 @@ def one_large(pixels: float) -> Iterator[None]:
             ctypes.CDLL(None).malloc_trim(0)
 
 
-def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> Image.Image:
+def _open(path: Path, max_side: int | None, upright: bool) -> Image.Image:
     import warnings
 
     from PIL import Image
@@ -314,10 +319,11 @@ def _open(path: Path, max_side: int | None, pixel_limit: int, upright: bool) -> 
 
             pillow_heif.register_heif_opener()
         with Image.open(path) as image:
-            if image.width * image.height > pixel_limit:
+            limit = float(os.environ.get(LIMIT_VARIABLE, MEGAPIXELS))
+            if image.width * image.height > limit * 1e6:
                 raise ValueError(
                     f"{image.width}×{image.height} pixels are too many: "
-                    f"{pixel_limit / 1e6:.0f} megapixels are the limit"
+                    f"{limit:g} megapixels are the limit (--pixel-limit)"
                 )
             if max_side and image.format in ("JPEG", "MPO"):
                 image.draft("RGB", (max_side, max_side))

@@ -6,7 +6,6 @@ In: a checkpoint, photos. Out: answers with baselines; a frame of records, one f
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from geophoto.baselines import (
 from geophoto.checkpoints import rebuild
 from geophoto.densities import answers_of, likely_places
 from geophoto.depth_network import estimate_depths, load_network, tensor_size
-from geophoto.devices import Precision
+from geophoto.devices import Precision, photo_threads
 from geophoto.features import bounded_map, depth_input, picture_inputs
 from geophoto.finetune import PhotoSet, predict_photos, predict_readable
 from geophoto.network import predict_upright, predict_views
@@ -46,10 +45,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from PIL import Image
 
-# Photos that pass through the network together: a CPU gains nothing by more (measured: 0.140 s a
-# photo alone, 0.142 in pairs, 0.175 by eight), and alone a photo gets the same numbers whatever
-# its neighbours are.
-BATCH_CPU, BATCH_GPU = 1, 16
+BATCH_GPU = 16  # photos that pass through the network together; on a CPU each by itself, which is
+# faster there (measured: 0.140 s a photo alone, 0.142 in pairs, 0.175 by eight)
 TOGETHER = 256  # photos whose answers are worked out together
 
 # ---------------------------------------------------------------- held
@@ -278,34 +275,39 @@ class Predictor:
         """Raw outputs of all photos that can be read, with their `rows` in `files`, and why the
         others cannot. Photos are decoded ahead, in threads."""
 
-        def load(row: int) -> tuple[int, tuple | str]:
+        on_cpu = self.precision.device.type == "cpu"
+
+        def load(row: int) -> tuple[int, tuple | dict | str]:
             try:
-                return row, self.load(files[row])
+                one = self.load(files[row])
             except (OSError, ValueError, SyntaxError, MemoryError) as error:
                 return row, str(error) or type(error).__name__
+            return row, self.look([one]) if on_cpu else one
 
-        most = BATCH_CPU if self.precision.device.type == "cpu" else BATCH_GPU
         parts: list[dict] = []
         failed: dict[int, str] = {}
         batch: list[tuple[int, tuple]] = []
 
-        def look() -> None:
-            rows = np.array([row for row, _ in batch])
-            parts.append({**self.look([one for _, one in batch]), "rows": rows})
+        def keep(found: dict, rows: list[int]) -> None:
+            parts.append({**found, "rows": np.array(rows)})
+
+        def look_at_batch() -> None:
+            keep(self.look([one for _, one in batch]), [row for row, _ in batch])
             batch.clear()
 
-        # One autocast around all: weights are cast once, not anew for every batch.
-        with ThreadPoolExecutor(2) as pool, self.precision.autocast():
-            loaded = bounded_map(pool, load, list(range(len(files))), ahead=most + 6)
+        with photo_threads(self.precision.device) as pool:
+            loaded = bounded_map(pool, load, list(range(len(files))), ahead=BATCH_GPU + 6)
             for row, one in bar(loaded, total=len(files), desc="photos", unit="photo"):
                 if isinstance(one, str):
                     failed[row] = one
-                    continue
-                batch.append((row, one))
-                if len(batch) == most:
-                    look()
+                elif isinstance(one, dict):
+                    keep(one, [row])
+                else:
+                    batch.append((row, one))
+                if len(batch) == BATCH_GPU:
+                    look_at_batch()
             if batch:
-                look()
+                look_at_batch()
         keys = parts[0] if parts else ()
         return {key: np.concatenate([part[key] for part in parts]) for key in keys}, failed
 

@@ -20,7 +20,8 @@ MAX_VALUE_BYTES = 4096  # longest tag value read; the longest that matters is a 
 TYPE_CODES = {1: "B", 3: "H", 4: "I", 5: "II", 6: "b", 8: "h", 9: "i", 10: "ii", 11: "f",
               12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}  # fmt: skip
 TYPE_SIZES = {code: struct.calcsize("=" + letters) for code, letters in TYPE_CODES.items()}
-TYPE_SIZES |= {2: 1, 7: 1, 129: 1}  # text, undefined, UTF-8 (EXIF 3.0): kept as bytes
+AS_BYTES = (2, 7, 129)  # text, undefined, UTF-8 (EXIF 3.0)
+TYPE_SIZES |= dict.fromkeys(AS_BYTES, 1)
 MAKE, MODEL, TURN, MODIFIED = 0x010F, 0x0110, 0x0112, 0x0132
 EXIF_IFD, GPS_IFD, XMP_TAG, ZONE_HOURS = 0x8769, 0x8825, 0x02BC, 0x882A
 WIDTH, HEIGHT = 0x0100, 0x0101
@@ -81,7 +82,7 @@ def read_ifd(
             if tag in BLOCKS:
                 found[tag] = data.at(place, min(size, MAX_XMP_BYTES))
                 continue
-            if place + size > data.size or (kind not in (2, 7, 129) and number > 64):
+            if place + size > data.size or (kind not in AS_BYTES and number > 64):
                 found.damaged = True
                 continue
             raw = data.at(place, min(size, MAX_VALUE_BYTES))
@@ -95,14 +96,16 @@ def read_ifd(
 
 
 def _unpack(raw: bytes, kind: int, order: str) -> Value:
-    letters = TYPE_CODES.get(kind)
-    if letters is None:
+    if kind in AS_BYTES:
         return raw
-    values = struct.unpack(order + letters * (len(raw) // TYPE_SIZES[kind]), raw)
+    letters, size = TYPE_CODES[kind], TYPE_SIZES[kind]
+    count = len(raw) // size
+    values = struct.unpack(order + (letters if count == 1 else letters * count), raw)
     if len(letters) == 1:
         return values
-    pairs = zip(values[::2], values[1::2], strict=True)
-    return tuple(divide(above, below) for above, below in pairs)
+    if count == 1:
+        return (divide(*values),)
+    return tuple(map(divide, values[::2], values[1::2]))
 
 
 def read_exif(blocks: list[Bytes]) -> tuple[Directory, Directory, Directory]:

@@ -26,6 +26,7 @@ import exif_extractor
 import gps_orientation_trainer
 from geophoto import depth_weights, orientations, targets
 from geophoto.photos import Photos
+from geophoto.pictures import LIMIT_VARIABLE
 
 pytest_plugins = ["rule_weights"]
 torch.set_num_threads(1)  # for networks this small, waiting for threads is most of the work
@@ -163,6 +164,13 @@ def quietly(main, *arguments) -> tuple[int, str]:
         except SystemExit as end:
             code = end.code
     return code or 0, printed.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def usual_pixel_limit():
+    """A limit that one test's run has set is not the next one's."""
+    yield
+    os.environ.pop(LIMIT_VARIABLE, None)
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,24 @@ def test_levels_are_the_conformal_ones_of_an_independent_library():
 
 
 @pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("told", [True, False])
+def test_an_answer_does_not_depend_on_who_else_is_asked(head, told):
+    """Not even on a head that says what no training photo ever was; nor without labels to tell."""
+    one, fresh = fit(head, "head"), make_evidence(head, "neighbour", 6, 12)
+    if head == "altitude":
+        fresh.head[:2] = 40.0, -35.0
+    if not told:
+        fresh = dataclasses.replace(
+            fresh, similar=fresh.similar[:, :0], near=fresh.near[:, :0], prior=fresh.prior[:0]
+        )
+    whole = one.answer(head, fresh, SCALE)
+    for i in range(len(fresh)):
+        alone = one.answer(head, fresh.take(slice(i, i + 1)), SCALE)
+        for key, values in whole.items():
+            assert alone[key][0] == pytest.approx(values[i], rel=1e-9, abs=1e-9), key
+
+
+@pytest.mark.parametrize("head", HEADS)
 def test_a_stranger_gets_the_prior_and_no_confidence(head):
     one, fresh = fit(head, "neighbour", off=0.01), make_evidence(head, "neighbour", 20, 55, 0.01)
     strange = dataclasses.replace(fresh, away=np.full(20, 25.0))

@@ -10,9 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, SHARED, tiny_depth_weights
+from conftest import (
+    REPOSITORY,
+    SHARED,
+    copy_data,
+    quietly,
+    tiny_depth_weights,
+    training_arguments,
+)
 from PIL import Image, ImageDraw
 
+import depth_map_generator
+import evaluate_gps_model
+import gps_orientation_trainer
 from geophoto.checkpoints import read_checkpoint
 from geophoto.orientations import turns_right
 
@@ -73,6 +83,27 @@ def test_four_commands_lose_no_photo(tmp_path):
     printed = run("evaluate_gps_model.py", *folders, "--output-dir", output, "--photos", stripped)
     for answer in ("position", "time", "orientation", "altitude"):
         assert re.search(rf"^  {answer} +\S", printed, flags=re.M)
+
+
+def test_a_lower_pixel_limit_names_every_photo_above_it(photo_set, trained, tmp_path):
+    """Reached by the same flag in the three scripts that decode photos."""
+    data = copy_data(photo_set, tmp_path)
+    limit = ["--pixel-limit", "0.01"]
+    folders = ["--data-dir", data, "--checkpoint-dir", photo_set.depth_weights.parent]
+    depth = [*folders, "--depth-model", photo_set.depth_weights, "--input-size", 56, "--overwrite"]
+    code, printed = quietly(depth_map_generator.main, *depth, *limit)
+    assert code == 1 and "failed: day_0/IMG_000.jpg: " in printed
+    assert printed.count("0.01 megapixels are the limit (--pixel-limit)") > 50
+    code, printed = quietly(
+        gps_orientation_trainer.main, *training_arguments(data, tmp_path, "--inputs", "rgb"), *limit
+    )
+    assert code == 2 and "only 0 photos could be read" in printed
+    code, printed = quietly(
+        evaluate_gps_model.main, "--checkpoint-dir", trained.checkpoints, "--output-dir", tmp_path,
+        "--photos", data / "images" / "day_0" / "IMG_000.jpg", *limit,
+    )  # fmt: skip
+    assert code == 1 and "0 photos predicted, 1 left out" in printed
+    assert "0.01 megapixels" in printed
 
 
 def strange_pictures(folder: Path) -> None:

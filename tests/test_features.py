@@ -195,6 +195,26 @@ def test_features_follow_the_bytes_of_their_photos(small_data, change):
     assert not ask("rgb")
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_number_of_cores_changes_no_feature(photo_set, tmp_path, precision):
+    """On a CPU a photo is the work of one core, whoever else is at work."""
+    usual, found = torch.get_num_threads(), []
+    photos, _ = read_photos(photo_set.data, photo_set.data / "images")
+    network = GPSPredictionNet("test_resnet", False)
+    for cores in (1, 2, 3):
+        torch.set_num_threads(cores)
+        options = {"image_size": 64, "weights": str(cores)}
+        data, failed = features.frozen_features(
+            photos.take(np.arange(12)), "rgb", network, tmp_path, Precision(precision, "cpu"),
+            options, tqdm,
+        )  # fmt: skip
+        assert torch.get_num_threads() == cores and not failed
+        found.append(data.rgb.read(np.arange(12), slice(None)))
+    torch.set_num_threads(usual)
+    assert (found[0] == found[1]).all() and (found[0] == found[2]).all()
+    assert np.unique(found[0], axis=0).shape[0] == 12
+
+
 def test_features_of_another_turn_are_others(small_data):
     """The table tells how pixels are turned; a later version may read another tag."""
     data, ask = small_data

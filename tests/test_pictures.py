@@ -175,14 +175,22 @@ def test_unreadable_photos_raise_with_name_and_reason(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "heic", "bmp", "avif"])
-def test_one_pixel_limit_for_every_format(tmp_path, suffix):
+def test_one_pixel_limit_for_every_format(tmp_path, monkeypatch, suffix):
+    monkeypatch.setenv(pictures.LIMIT_VARIABLE, "0.00256")
     pytest.importorskip("pillow_heif").register_heif_opener()
     path = tmp_path / f"photo.{suffix}"
     Image.fromarray(picture(40, 64)).save(path)
-    assert pictures.open_upright(path, pixel_limit=40 * 64).size == (64, 40)
+    assert pictures.open_upright(path).size == (64, 40)
+    pictures.limit_pixels(0.00255)
     for opener in (pictures.open_upright, pictures.open_stored):
-        with pytest.raises(ValueError, match=r"64×40 pixels are too many"):
-            opener(path, max_side=20, pixel_limit=40 * 64 - 1)
+        with pytest.raises(ValueError, match=r"64×40 pixels are too many.*--pixel-limit"):
+            opener(path, max_side=20)
+
+
+@pytest.mark.parametrize("megapixels", [0, -1, float("nan"), float("inf")])
+def test_a_pixel_limit_is_a_number(megapixels):
+    with pytest.raises(SystemExit):
+        pictures.limit_pixels(megapixels)
 
 
 @pytest.mark.parametrize(
