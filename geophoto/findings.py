@@ -35,7 +35,7 @@ CHANGES: dict[str, Callable[[float], str]] = {  # of differences, which are smal
     "time": "{:.1f} min".format,
     "altitude": "{:.1f} m".format,
 }
-FEW_GROUPS = 10  # fewer make even the interval rough
+FEW_GROUPS = 10  # of fewer a bootstrap by group is too sure of itself
 FEW_TAGGED = 20  # photos with an orientation; fewer say nothing
 QUARTER = 0.25  # of four turns, one is right by chance
 TOLD = {  # by the model against (one fixed answer, nearest neighbours): verdict, in words
@@ -70,8 +70,8 @@ def verdict_of(head: str, block: dict) -> tuple[str, str]:
     if sides[0] is None or sides[1] is None:
         return "open", "all photos are one group, so whether it is luck cannot be told"
     verdict, words = WORSE if sides[0] == "worse" else TOLD[sides[0], sides[1]]
-    if block["groups"] < FEW_GROUPS:
-        words += f" (of {block['groups']} groups only: a rough verdict)"
+    if block["groups"] < FEW_GROUPS and verdict != "bad":  # their bootstrap promises too much
+        return "open", f"{block['groups']} groups of photos are too few to tell it from luck"
     return verdict, words
 
 

@@ -384,7 +384,7 @@ class PlaceMap {
     }
     for (const [which, paths] of [["out", layers.out], ["in", layers.in]]) {
       ["radius", "line", "guess", "truth"].forEach((name, n) => {
-        if (paths[n]) add("path", {class: `${name} ${which}`, d: paths[n]});
+        if (paths[n]) add("path", {class: `${name} ${which}${this.x.length > 600 ? " many" : ""}`, d: paths[n]});
       });
     }
   }

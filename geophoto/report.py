@@ -216,7 +216,8 @@ def scaled(bars: list[tuple], show: Callable[[float], str]) -> list[dict]:
 
 def lead_of(held, groups: np.ndarray, models: list[str], split: dict) -> str:
     """On what was measured: photos, groups, extent, dates, cameras."""
-    parts = [f"{len(held)} held-out photos in {len(np.unique(groups))} groups"]
+    count = len(np.unique(groups))
+    parts = [f"{len(held)} held-out photos in {count} group{'s' if count > 1 else ''}"]
     if held.placed.sum() > 1:
         lat, lon = held.lat[held.placed], held.lon[held.placed]
         away = density.distance_km(*density.geographic_median(lat, lon), lat, lon)

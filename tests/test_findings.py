@@ -79,7 +79,10 @@ def test_few_groups_and_few_turns_are_said():
     few = block(groups=4)
     few["orientation"] = turns(n=4, accuracy=1.0, limits=(1.0, 1.0))
     found = head_findings({"rgb": few}, "rgb")
-    assert all("4 groups only" in one["words"] for one in found[:3])
+    assert all("4 groups of photos are too few" in one["words"] for one in found[:3])
+    assert all(one["verdict"] == "open" for one in found[:3])
+    worse = head_findings({"rgb": block(WORSE, WORSE, groups=4)}, "rgb")
+    assert worse[0]["verdict"] == "bad"
     assert found[3]["verdict"] == "open" and "too few" in found[3]["words"]
 
 
