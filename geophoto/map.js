@@ -63,7 +63,7 @@ class Tip {  // the picture of a photo and what is known of it, beside the point
     Object.assign(this, {lines, names, pictures, pointer: [40, 40]});
     this.box = element("div", {class: "tip", role: "status", hidden: true});
     document.body.append(this.box);
-    addEventListener("pointermove", (event) => this.place(event));
+    for (const kind of ["pointermove", "pointerdown"]) addEventListener(kind, (event) => this.place(event));
     addEventListener("scroll", () => this.show(-1), {passive: true});
     addEventListener("keydown", (event) => event.key === "Escape" && this.show(-1));
   }
@@ -168,7 +168,9 @@ class PlaceMap {
     });
     this.svg.addEventListener("pointerup", () => this.drop());
     this.svg.addEventListener("pointercancel", () => { this.drag = null; this.draw(); });
-    this.svg.addEventListener("pointerleave", () => this.drag || this.hover(-1));
+    this.svg.addEventListener("pointerleave", (event) => {  // a finger leaves when it is lifted
+      if (!this.drag && event.pointerType === "mouse") this.hover(-1);
+    });
     this.svg.addEventListener("wheel", (event) => {
       if (!event.ctrlKey && !event.metaKey) return;  // else the page could not be scrolled past
       event.preventDefault();
@@ -205,7 +207,7 @@ class PlaceMap {
       const found = this.nearest(...drag.to);
       this.hover(found);
       if (found >= 0) this.on.pick?.(found);
-      else this.select(null);
+      else if (this.area) this.select(null);
     } else if (this.tool === "select") {
       this.select([this.lonAt(x0), this.lonAt(x1), this.latAt(y1), this.latAt(y0)]);
     }

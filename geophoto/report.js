@@ -1,7 +1,8 @@
 // The report's charts, map and gallery, all of one selection and one model. Data: #data, as JSON;
-// pictures: #thumbnails. Nothing is loaded from anywhere. Why no library: the same map, brush and two
-// charts of 2,000 photos made by Altair 6.3 (inline) bring 0.9 MB along, took five times as long to
-// brush in headless Chromium, and stood 538 pixels out of a screen of 390.
+// pictures: #thumbnails. Nothing is loaded from anywhere. Why no library: of 2,000 photos, one map, one
+// histogram and two charts by Altair 6.3 (inline) bring 0.9 MB along, take twice the time to brush in
+// headless Chromium that five charts and the gallery take here (0.6 s), and stand 538 pixels out of a
+// screen of 390.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);

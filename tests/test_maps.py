@@ -141,8 +141,7 @@ def test_density_page_is_hovered_brushed_and_asks_for_nothing(browser, page_file
         assert page.inner_text("#count") == "All 49 photos"
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1280, "dark")])
 def test_density_page_fits_and_has_no_serious_fault(browser, page_file, width, scheme):
     with opened(browser, page_file, width, scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == width

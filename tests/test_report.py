@@ -138,38 +138,42 @@ def test_brush_filters_charts_and_gallery(browser, report, truth):
         assert page.locator("#charts .dot.out").count() == 0
 
 
-@pytest.mark.parametrize(
-    ("sort", "column", "sign"),
-    [("worst", "error_km", -1), ("best", "error_km", 1), ("time", "error_minutes", -1),
-     ("altitude", "error_m", -1), ("unsure", "radius90_km", -1), ("strange", "strangeness", -1)],
+SORTS = (
+    ("worst", "error_km", -1), ("best", "error_km", 1), ("time", "error_minutes", -1),
+    ("altitude", "error_m", -1), ("unsure", "radius90_km", -1), ("strange", "strangeness", -1),
 )  # fmt: skip
-def test_gallery_sorts(browser, report, truth, sort, column, sign):
+
+
+def test_gallery_sorts(browser, report, truth):
     model = best_model(report)
     with opened(browser, report) as page:
-        page.select_option("#sort", sort)
-        show_all(page)
-        values = [sign * float(truth[model, name][column]) for name in names_in_gallery(page)]
-        assert len(values) == 48
-        assert all(a <= b + 1e-6 * abs(b) for a, b in itertools.pairwise(values))
+        for sort, column, sign in SORTS:
+            page.select_option("#sort", sort)
+            show_all(page)
+            values = [sign * float(truth[model, name][column]) for name in names_in_gallery(page)]
+            assert len(values) == 48
+            assert all(a <= b + 1e-6 * abs(b) for a, b in itertools.pairwise(values)), sort
 
 
-@pytest.mark.parametrize("name", ["outside", "sure", "unsure", "strange", "turned"])
-def test_gallery_filters(browser, report, truth, name):
-    keep = {
-        "outside": lambda row: float(row["error_km"]) > float(row["radius90_km"]),
-        "sure": lambda row: row["position_confident"] == "True",
-        "unsure": lambda row: row["position_confident"] != "True",
-        "strange": lambda row: float(row["strangeness"]) > 1,
-        "turned": lambda row: row["orientation"] != row["true_orientation"],
-    }[name]
+FILTERS = {
+    "outside": lambda row: float(row["error_km"]) > float(row["radius90_km"]),
+    "sure": lambda row: row["position_confident"] == "True",
+    "unsure": lambda row: row["position_confident"] != "True",
+    "strange": lambda row: float(row["strangeness"]) > 1,
+    "turned": lambda row: row["orientation"] != row["true_orientation"],
+}
+
+
+def test_gallery_filters(browser, report, truth):
     with opened(browser, report) as page:
         for model, title in (("rgb", "RGB."), ("depth", "RGB + depth.")):
             page.click(f"[data-model={model}]")
             assert page.inner_text("#selection").endswith(title)
-            page.select_option("#filter", name)
-            show_all(page)
-            wanted = {photo for (m, photo), row in truth.items() if m == model and keep(row)}
-            assert set(names_in_gallery(page)) == wanted
+            for name, keep in FILTERS.items():
+                page.select_option("#filter", name)
+                show_all(page)
+                wanted = {photo for (m, photo), row in truth.items() if m == model and keep(row)}
+                assert set(names_in_gallery(page)) == wanted, name
 
 
 def test_keys_move_and_zoom_the_map(browser, report):
@@ -185,8 +189,7 @@ def test_keys_move_and_zoom_the_map(browser, report):
         assert "All 48 photos are in view" in page.inner_text("#map .note")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_every_screen_shows_all_and_has_no_serious_fault(browser, report, width, scheme):
     with opened(browser, report, width, scheme) as page:
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -194,6 +197,24 @@ def test_every_screen_shows_all_and_has_no_serious_fault(browser, report, width,
         for where in ("#charts svg", "#reliability svg", "#risk svg", "#map svg", ".confusion"):
             assert page.locator(where).first.bounding_box()["width"] > 200, where
         assert faults(page) == []
+
+
+def test_a_finger_shows_a_photo_and_still_scrolls_the_page(browser, report):
+    view = {"width": 390, "height": 800}
+    with browser.new_context(viewport=view, has_touch=True, is_mobile=True) as context:
+        page = context.new_page()
+        page.goto(report.as_uri())
+        show_map(page)
+        x, y = page.evaluate(
+            """() => { const box = map.svg.getBoundingClientRect(), i = 5;
+               return [box.left + map.sx(map.x[i]), box.top + map.sy(map.y[i])]; }"""
+        )
+        page.touchscreen.tap(x, y)
+        page.wait_for_timeout(100)
+        assert page.locator(".tip").is_visible() and page.evaluate("map.active") >= 0
+        assert page.evaluate("getComputedStyle(map.svg).touchAction") == "pan-y"
+        page.click("[data-tool=move]")
+        assert page.evaluate("getComputedStyle(map.svg).touchAction") == "none"
 
 
 def test_print_is_light_and_has_every_section(browser, report):
