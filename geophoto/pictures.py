@@ -216,9 +216,11 @@ def find_photos(image_dir: str | Path) -> dict[str, Path]:
 
 
 def photo_file(image_dir: str | Path, filename: str) -> Path:
-    """Find the file of a table name, also where the disk spells it with decomposed accents."""
+    """Find the file of a table name, also where the disk spells it with decomposed accents, or with
+    bytes that are no UTF-8, for which tables have question marks."""
     path = Path(image_dir, filename)
-    if os.path.exists(path) or filename.isascii():  # Path.exists raises for a name too long
+    plain = filename.isascii() and "?" not in filename
+    if os.path.exists(path) or plain:  # Path.exists raises for a name too long
         return path
     for form in ("NFD", "NFC"):
         other = Path(image_dir, unicodedata.normalize(form, filename))

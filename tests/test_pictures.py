@@ -10,6 +10,7 @@ import threading
 import unicodedata
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,6 +332,17 @@ def test_what_cannot_be_reached_is_named_and_ends_nothing(tmp_path, monkeypatch,
     heard = []
     photos = pictures.list_photos([str(root)], heard.append)
     assert len(photos) == 3 and len(heard) == 1 and new[0] in heard[0]
+
+
+@pytest.mark.parametrize(
+    "name", [b"\xff.jpg", b"IMG_1 \xfe\xff.jpg", b"caf\xe9/a.jpg", b"\xe4 \xc3\xb6.jpg"]
+)
+def test_a_name_that_is_no_utf8_leads_back_to_its_photo(tmp_path, name):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    save(Path(os.fsdecode(path)), format="JPEG")
+    (spelled,) = pictures.find_photos(tmp_path)
+    assert "?" in spelled and pictures.photo_file(tmp_path, spelled).is_file()
 
 
 @pytest.mark.parametrize("name", ["absent.jpg", "x" * 300, "loop", "file.jpg/inside", "pipe.jpg"])
