@@ -384,9 +384,10 @@ class PlaceMap {
       if (guess) layer[2] += `M${guess}h0`;
       if (truth) layer[3] += `M${truth}h0`;
     }
+    const crowd = this.x.length > 5000 ? " crowd" : this.x.length > 600 ? " many" : "";
     for (const [which, paths] of [["out", layers.out], ["in", layers.in]]) {
       ["radius", "line", "guess", "truth"].forEach((name, n) => {
-        if (paths[n]) add("path", {class: `${name} ${which}${this.x.length > 600 ? " many" : ""}`, d: paths[n]});
+        if (paths[n]) add("path", {class: `${name} ${which}${crowd}`, d: paths[n]});
       });
     }
   }

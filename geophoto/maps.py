@@ -26,6 +26,7 @@ TILES = {
     "credit": "© OpenStreetMap contributors, © CARTO.",
 }
 LONELY = 5.0  # times farther out than nine tenths of the photos: not part of the first view
+ASKED = 2000  # photos that say how close together all lie
 PHONE_KM = 0.01  # no phone knows its position better; the least kernel
 KM_PER_DEGREE = math.pi * density.EARTH_RADIUS_KM / 180
 Box = tuple[float, float, float, float]  # south, west, north, east in degrees; east may exceed 180
@@ -144,7 +145,8 @@ def kernel_km(lat: np.ndarray, lon: np.ndarray) -> float:
     k = min(math.ceil(math.sqrt(len(vectors))), len(vectors) - 1)
     if k < 1:
         return PHONE_KM
-    chord = cKDTree(vectors).query(vectors, [k + 1])[0][:, 0]
+    asked = vectors[:: math.ceil(len(vectors) / ASKED)]
+    chord = cKDTree(vectors).query(asked, [k + 1])[0][:, 0]
     apart = 2 * density.EARTH_RADIUS_KM * np.arcsin(np.clip(chord / 2, 0, 1))
     return max(float(np.median(apart)) / 2, PHONE_KM)
 
@@ -158,6 +160,28 @@ def clusters(lat: np.ndarray, lon: np.ndarray, width_km: float) -> list[np.ndarr
     order = np.argsort(group, kind="stable")
     parts = np.split(order, np.cumsum(np.bincount(group))[:-1])
     return sorted((part for part in parts if len(part) > 1), key=len, reverse=True)
+
+
+def density_at(lat, lon, at_lat, at_lon, width_km: float) -> np.ndarray:
+    """density.density_per_km2 at the points of a map, (M,), for 100,000 photos too: photos closer
+    together than a third of the kernel are taken as one place, and what is more than five widths
+    away counts nothing."""
+    from scipy.spatial import cKDTree
+
+    vectors = density.unit_vectors(lat, lon)
+    points = density.unit_vectors(at_lat, at_lon)
+    cell = np.floor(vectors / (width_km / 3 / density.EARTH_RADIUS_KM)).astype(np.int64)
+    _, cell_of, counts = np.unique(cell, axis=0, return_inverse=True, return_counts=True)
+    centres = np.zeros((len(counts), 3))
+    np.add.at(centres, cell_of.ravel(), vectors)
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    reach = 2 * math.sin(min(5 * width_km / density.EARTH_RADIUS_KM, math.pi) / 2)
+    tree, total = cKDTree(points), np.zeros(len(points))
+    for centre, count in zip(centres, counts, strict=True):
+        rows = tree.query_ball_point(centre, reach)
+        apart = density.arc_km(points[rows], centre)
+        total[rows] += count * np.exp(density.kernel_log_per_km2(apart, width_km))
+    return total
 
 
 def draw_density(lat, lon, width_km: float, path: Path) -> None:
@@ -201,14 +225,14 @@ def draw_panel(figure, axis, box: Box, places: tuple, width_km: float) -> None:
     width_km = max(width_km, extent_km(box) / 100)
     rows, columns = np.linspace(south, north, 200), np.linspace(west, east, 200)
     at = np.meshgrid(rows, columns, indexing="ij")
-    value = density.density_per_km2(lat, lon, at[0].ravel(), at[1].ravel(), width_km)
-    value = value.reshape(at[0].shape)
+    value = density_at(lat, lon, at[0].ravel(), at[1].ravel(), width_km).reshape(at[0].shape)
     dress_axis(axis, box)
     norm = LogNorm(value.max() / 1e3, value.max(), clip=False)
     shown = np.ma.masked_less(value, value.max() / 1e3)
     mesh = axis.pcolormesh(columns, rows, shown, norm=norm, cmap="YlGnBu", shading="gouraud",
                            alpha=0.8, zorder=2)  # fmt: skip
-    axis.scatter(lon, lat, s=5, color="#b3432b", linewidths=0, alpha=0.7, zorder=3)
+    size, alpha = (5, 0.7) if len(lat) <= 5000 else (1, 0.2)  # else they hide the colours
+    axis.scatter(lon, lat, s=size, color="#b3432b", linewidths=0, alpha=alpha, zorder=3)
     figure.colorbar(mesh, label="photos per km²", shrink=0.8)
     inside = (lat >= south) & (lat <= north) & (lon >= west) & (lon <= east)
     axis.set_title(
@@ -266,5 +290,7 @@ def write_page(path: Path, template: str, **content) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     page = jinja2.Environment(autoescape=True, loader=loader).get_template(template)
     safe = {key: jinja2.utils.markupsafe.Markup(content.pop(key)) for key in ("data", "pictures")}
-    with density.write_atomically(path, "w", encoding="utf-8") as file:
+    # a name may hold half of a pair of characters, which UTF-8 has not; JSON reads its escape
+    poor = {"encoding": "utf-8", "errors": "backslashreplace"}
+    with density.write_atomically(path, "w", **poor) as file:
         file.write(page.render(**content, **safe))

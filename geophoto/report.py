@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 
@@ -222,9 +222,11 @@ def lead_of(held, groups: np.ndarray, models: list[str], split: dict) -> str:
         lat, lon = held.lat[held.placed], held.lon[held.placed]
         away = density.distance_km(*density.geographic_median(lat, lon), lat, lon)
         parts.append(f"within {distance_label(float(np.max(away)))} of their middle")
-    days = [datetime.fromtimestamp(s, UTC) for s in held.seconds[np.isfinite(held.seconds)]]
-    if days:
-        first, last = min(days), max(days)
+    seconds = held.seconds[np.isfinite(held.seconds)].tolist()
+    if seconds:  # added, as Windows knows no timestamps before 1970
+        first, last = (
+            datetime(1970, 1, 1) + timedelta(seconds=s) for s in (min(seconds), max(seconds))
+        )
         parts.append(f"taken {first:%Y-%m-%d} to {last:%Y-%m-%d}")
     cameras = {name for name in held.camera.tolist() if name.strip()}
     if cameras:
@@ -259,10 +261,8 @@ def failing_photos(model: tuple, name: str, title: str) -> tuple[dict | None, np
         f"{int(found['answers']['gps_confident'][known].sum())} answers are called confident"
         f"{after_dark(held.sun, tenth)}."
     )
-    seen: set[int] = set()
-    fresh = [i for i in order if not (groups[i] in seen or seen.add(int(groups[i])))]  # type: ignore[func-returns-value]
-    rest = [i for i in order if i not in set(fresh[:FAILING])]
-    shown = np.array((fresh + rest)[:FAILING], int)
+    first = np.sort(np.unique(groups[order], return_index=True)[1])  # the worst of each group
+    shown = np.concatenate([order[first], np.delete(order, first)])[:FAILING]
     return {"head": "failing", "title": "Which photos fail?", "text": f"with {title}, {text}",
             "verdict": "open", "words": ""}, shown  # fmt: skip
 
@@ -298,9 +298,17 @@ def facts_of(checkpoints: dict, files: dict[str, Path], table: Path) -> list[tup
     hidden = ("depth_model", "identity", "inputs", "weights", "split")
     told = ", ".join(f"{k} {v}" for k, v in settings.items() if k not in hidden)
     facts.append(("Settings", told))
-    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    versions = [f"{name} {version}" for name in PACKAGES if (version := version_of(name))]
     facts.append(("Versions", f"Python {platform.python_version()}, {', '.join(versions)}"))
     return facts
+
+
+def version_of(package: str) -> str | None:
+    """The version of an installed package; None where it was not installed as one."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 # ---------------------------------------------------------------- page

@@ -100,6 +100,16 @@ def test_data_in_a_page_cannot_end_its_element():
         maps.embed([float("nan")])
 
 
+@pytest.mark.parametrize("width", [0.1, 1.0, 300.0])
+def test_density_of_merged_photos_is_that_of_each(width):
+    lat, lon = town(400, 3.0)
+    at_lat, at_lon = town(300, 4.0, seed=5)
+    found = maps.density_at(lat, lon, at_lat, at_lon, width)
+    exact = density.density_per_km2(lat, lon, at_lat, at_lon, width)
+    seen = exact > exact.max() / 1000  # what a map shows
+    assert found[seen] == pytest.approx(exact[seen], rel=0.05, abs=exact.max() / 100)
+
+
 # ---------------------------------------------------------------- the page
 
 
