@@ -544,8 +544,8 @@ def draw_maps(data_dir: Path, image_dir: Path, bandwidth_km: float | None) -> No
     bandwidth_km = bandwidth_km or kernel_km(lat, lon)
     draw_map(lat, lon, bandwidth_km, data_dir / "density.png")
     write_density_page(data_dir / "density.html", names, lat, lon, image_dir, bandwidth_km, tqdm)
-    print(f"{len(lat)} positions, kernel {bandwidth_km:.3g} km: "
-          f"wrote {data_dir}/density.png and {data_dir}/density.html")  # fmt: skip
+    print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html, "
+          f"kernel {bandwidth_km:.3g} km")  # fmt: skip
 
 
 if __name__ == "__main__":
