@@ -140,7 +140,7 @@ class PlaceMap {
     this.note = element("p", {class: "note", "aria-live": "polite"});
     this.canvas = this.heatKm ? element("canvas", {"aria-hidden": "true"}) : null;
     this.svg = shape("svg", {tabindex: "0", role: "application",
-      "aria-label": "Map of the photos. Arrow keys move it, plus and minus zoom, Escape clears the selection."});
+      "aria-label": "Map of the photos. Arrow keys move it, plus and minus zoom, Enter selects what is in view, Escape clears the selection."});
     this.ground = shape("svg", {"aria-hidden": "true"});  // under the density: land, streets, grid
     this.stage = element("div", {class: "stage"}, this.ground, this.canvas, this.svg);
     this.box.append(bar, this.stage, this.note);
@@ -184,6 +184,7 @@ class PlaceMap {
         this.draw();
       } else if (event.key === "+" || event.key === "=") this.zoom(2);
       else if (event.key === "-") this.zoom(0.5);
+      else if (event.key === "Enter") this.select([this.lonAt(0), this.lonAt(this.width), this.latAt(this.height), this.latAt(0)]);
       else if (event.key === "Escape") this.select(null);
       else return;
       event.preventDefault();

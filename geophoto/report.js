@@ -9,7 +9,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const pictures = JSON.parse(document.getElementById("thumbnails").textContent);
 const photos = data.photos, COUNT = photos.name.length;
 const rows = Array.from({length: COUNT}, (_, i) => i);
-const state = {model: data.best, selected: null, sort: "worst", filter: "all", shown: 0};
+const state = {model: data.best, selected: null, sort: "worst", filter: "all", shown: 0, depth: "gps"};
 const STEP = matchMedia("(max-width:560px)").matches ? 12 : 24;
 const $ = (id) => document.getElementById(id);
 const finite = (values) => values.filter((v) => v != null);
@@ -235,9 +235,11 @@ function riskChart() {
 // ---- gallery
 
 const far = (values, sign) => (i) => (values[i] == null ? Infinity : sign * values[i]);
-const change = (sign) => (i) => {
-  const [rgb, depth] = ["rgb", "depth"].map((m) => data.answers[m]?.km[i]);
-  return rgb == null || depth == null ? Infinity : sign * Math.log(Math.max(depth, 1e-3) / Math.max(rgb, 1e-3));
+const change = (sign, head = "gps") => {  // from RGB to RGB + depth, in logarithms
+  const [rgb, depth] = ["rgb", "depth"].map((model) => data.answers[model]?.[HEADS[head].error]);
+  const least = head === "gps" ? 1e-3 : 1;
+  return (i) => rgb?.[i] == null || depth?.[i] == null ? Infinity
+    : sign * Math.log(Math.max(depth[i], least) / Math.max(rgb[i], least));
 };
 const SORTS = {
   worst: ["worst position", () => far(answers().km, -1)], best: ["best position", () => far(answers().km, 1)],
@@ -283,11 +285,12 @@ function tile(i) {
 
 function depthPhotos() {
   if (!$("helped") || data.models.length < 2) return;
+  const {error, label} = HEADS[state.depth];
   for (const [id, sign] of [["helped", 1], ["hurt", -1]]) {
-    const cost = change(sign), found = rows.map((i) => [cost(i), i]).filter(([c]) => c < -0.005)
+    const cost = change(sign, state.depth), found = rows.map((i) => [cost(i), i]).filter(([c]) => c < -0.005)
       .sort((a, b) => a[0] - b[0]).slice(0, 6).map((pair) => pair[1]);
     $(id).replaceChildren(...found.map((i) => element("figure", {}, picture(i), element("figcaption", {},
-      `${distanceLabel(data.answers.rgb.km[i])} off with RGB, ${distanceLabel(data.answers.depth.km[i])} with depth`))));
+      `${label(data.answers.rgb[error][i])} off with RGB, ${label(data.answers.depth[error][i])} with depth`))));
     if (!found.length) $(id).replaceChildren(element("p", {class: "note"}, "No photo."));
   }
 }
@@ -303,9 +306,10 @@ function refresh() {
   drawGallery();
 }
 
-function options(id, table, key) {
+function options(id, table, key, then = drawGallery) {
+  if (!$(id)) return;
   $(id).replaceChildren(...Object.entries(table).map(([value, [text]]) => element("option", {value}, text)));
-  $(id).addEventListener("change", (event) => { state[key] = event.target.value; drawGallery(); });
+  $(id).addEventListener("change", (event) => { state[key] = event.target.value; then(); });
 }
 
 let map = null;
@@ -332,6 +336,9 @@ $("more").addEventListener("click", () => drawGallery(4 * STEP));
 if (data.models.length < 2) { delete SORTS.helps; delete SORTS.hurts; }
 options("sort", SORTS, "sort");
 options("filter", FILTERS, "filter");
+const known = Object.entries(HEADS).filter(([, head]) => finite(answers()[head.error]).length);
+options("depth-head", Object.fromEntries(known.map(([name, {title}]) => [name, [title]])), "depth", depthPhotos);
+if (known.length) state.depth = known[0][0];
 reliabilityChart();
 riskChart();
 depthPhotos();

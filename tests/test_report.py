@@ -176,6 +176,23 @@ def test_gallery_filters(browser, report, truth):
                 assert set(names_in_gallery(page)) == wanted, name
 
 
+def test_photos_that_depth_helps_and_hurts(browser, report, truth):
+    columns = {"gps": "error_km", "time": "error_minutes", "altitude": "error_m"}
+    with opened(browser, report) as page:
+        for head, column in columns.items():
+            page.select_option("#depth-head", head)
+            least = 1e-3 if head == "gps" else 1.0
+            gains = {}
+            for (model, name), row in truth.items():
+                if model == "rgb":
+                    pair = float(row[column]), float(truth["depth", name][column])
+                    gains[name] = np.log(max(pair[1], least) / max(pair[0], least))
+            helped = sum(gain < -0.005 for gain in gains.values())
+            hurt = sum(gain > 0.005 for gain in gains.values())
+            assert page.locator("#helped figure").count() == min(6, helped), head
+            assert page.locator("#hurt figure").count() == min(6, hurt), head
+
+
 def test_keys_move_and_zoom_the_map(browser, report):
     with opened(browser, report) as page:
         page.focus("#map svg[role]")
@@ -185,6 +202,12 @@ def test_keys_move_and_zoom_the_map(browser, report):
         after = page.evaluate("[map.cx, map.k]")
         assert after[0] > before[0] and after[1] == 2 * before[1]
         assert "outside this view" in page.inner_text("#map .note")
+        page.keyboard.press("Enter")
+        inside = page.evaluate("state.selected.size")
+        assert 0 < inside < 48
+        assert page.inner_text("#count").startswith(f"{inside} of 48 photos")
+        page.keyboard.press("Escape")
+        assert page.evaluate("state.selected") is None
         page.click("#map button[aria-label='Show all photos']")
         assert "All 48 photos are in view" in page.inner_text("#map .note")
 
