@@ -23,7 +23,7 @@ const clock = (minutes) => {
   const whole = ((Math.round(minutes) % 1440) + 1440) % 1440;
   return `${String(Math.floor(whole / 60)).padStart(2, "0")}:${String(whole % 60).padStart(2, "0")}`;
 };
-const span = (minutes) => minutes == null ? "–" : minutes < 120 ? `${Math.round(minutes)} min` : `${Number((minutes / 60).toPrecision(3))} h`;
+const span = (minutes) => minutes == null ? "–" : minutes < 120 && minutes !== 60 ? `${Math.round(minutes)} min` : `${Number((minutes / 60).toPrecision(3))} h`;
 const metres = (m) => (m == null ? "–" : `${(Math.round(m) || 0).toLocaleString("en")} m`);
 const HEADS = {
   gps: {error: "km", half50: "r50", half90: "r90", sure: "sureGps", label: distanceLabel, title: "Position"},
@@ -120,6 +120,20 @@ function logTicks(low, high, label) {  // 1, 2 and 5 within a decade or two, els
   return found;
 }
 
+const MINUTES = [1, 2, 5, 10, 20, 30, 60, 120, 180, 360, 720];  // what clocks are read by
+
+function timeTicks(low, high, log) {
+  const step = MINUTES.find((m) => m * 5 >= high - low) ?? 720;
+  const found = log ? MINUTES.filter((m, k) => high / low < 12 || k % 2 === 0)
+    : Array.from({length: 6}, (_, k) => k * step);
+  return found.filter((m) => m >= low * 0.999 && m <= high * 1.001).map((m) => [m, span(m)]);
+}
+
+function ticksOf(head, low, high, log) {
+  const label = HEADS[head].label;
+  return head === "time" ? timeTicks(low, high, log) : log ? logTicks(low, high, label) : niceTicks(low, high, 4, label);
+}
+
 const shares = [0, 0.25, 0.5, 0.75, 1].map((v) => [v, `${v * 100} %`]);
 const median = (values) => {
   const s = [...values].sort((a, b) => a - b), n = s.length;
@@ -143,7 +157,7 @@ function errorChart(head) {
   const chosen = series.map(([who, name, style, values]) => [who, name, style, values.filter(([i]) => inside(i)).map((v) => v[1]).sort((p, q) => p - q)]);
   for (const [, name, , values] of chosen) if (values.length) told.push(`${name} ${label(median(values))}`);
   const svg = frame(`${title}, share of ${chosen[0][3].length} photos by error; median ${told.join(", ")}`,
-                    x, y, logTicks(low, high, label), shares, "error");
+                    x, y, ticksOf(head, low, high, true), shares, "error");
   const path = (values) => {
     let d = "";
     values.forEach((v, k) => { d += `${k ? "H" : "M"}${x(v).toFixed(1)}${k ? "" : " " + y(0)}V${y((k + 1) / values.length).toFixed(1)}`; });
@@ -224,7 +238,7 @@ function riskChart() {
     const down = linear(Math.log(low), Math.log(high), H - BOTTOM, TOP), x = xScale(0, 1);
     const y = log ? (v) => down(Math.log(v)) : yScale(low, high);
     const svg = frame(`${HEADS[head].title}: error of the most confident share of the photos`, x, y, shares,
-      log ? logTicks(low, high, label) : niceTicks(low, high, 4, label), "most confident share", "error");
+      ticksOf(head, low, high, log), "most confident share", "error");
     for (const [model, curve] of curves) svg.append(shape("path", {class: `curve ${model} ${model === "depth" ? "dash" : ""}`,
       d: "M" + curve.map((v, k) => `${x((k + 1) / curve.length).toFixed(1)} ${y(v).toFixed(1)}`).join("L")}));
     blocks.push([HEADS[head].title, svg]);
