@@ -256,9 +256,11 @@ class PlaceMap {
   latAt = (py) => latOf((py - this.height / 2) / this.k + this.cy);
 
   resize() {
-    this.width = Math.max(this.stage.clientWidth, 50);
-    this.height = Math.max(this.stage.clientHeight, 50);
-    for (const one of [this.ground, this.svg]) one.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
+    const width = Math.max(this.stage.clientWidth, 50), height = Math.max(this.stage.clientHeight, 50);
+    if (matchMedia("print").matches || (width === this.width && height === this.height)) return;
+    Object.assign(this, {width, height});
+    this.stage.style.setProperty("--ratio", width / height);  // paper scales what the screen shows
+    for (const one of [this.ground, this.svg]) one.setAttribute("viewBox", `0 0 ${width} ${height}`);
     if (this.shown) this.show(this.shown);
   }
 

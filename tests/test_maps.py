@@ -161,4 +161,10 @@ def test_density_page_fits_and_has_no_serious_fault(browser, page_file, width, s
                return pixels.filter((v, i) => i % 4 === 3 && v > 0).length; }"""
         )
         assert painted > 50
+        page.emulate_media(media="print")  # colours and photos still lie on each other
+        ratios = page.evaluate(
+            """() => [map.stage.clientWidth / map.stage.clientHeight, map.width / map.height]"""
+        )
+        assert ratios[0] == pytest.approx(ratios[1], rel=0.02)
+        page.emulate_media(media="screen")
         assert faults(page) == []
