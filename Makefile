@@ -6,15 +6,21 @@ DEPTH_MODEL ?= vits
 PY := .venv/bin/python
 DEMO := --data-dir data/demo
 MODELS := --checkpoint-dir checkpoints/demo
+CLAIMS := --data-dir data/demo/claims
 
 .PHONY: demo pipeline test test-all lint bench ablation notebooks clean
 
-demo: .venv/base  ## rendered photos → table → depth → two models → report, no download needed
+demo: .venv/base  ## rendered photos → table → depth → two models → report → placing, verifying
 	$(PY) data/demo/prepare.py
 	$(PY) exif_extractor.py $(DEMO)
 	$(PY) depth_map_generator.py $(DEMO) --depth-model demo --input-size 252
 	$(PY) gps_orientation_trainer.py $(DEMO) $(MODELS) --backbone tf_efficientnet_lite0 --mode frozen
 	$(PY) evaluate_gps_model.py $(DEMO) $(MODELS) --output-dir evaluation/demo
+	$(PY) evaluate_gps_model.py $(DEMO) $(MODELS) --output-dir evaluation/demo --place
+	$(PY) exif_extractor.py $(CLAIMS)
+	$(PY) depth_map_generator.py $(CLAIMS) --depth-model demo --input-size 252
+	$(PY) evaluate_gps_model.py $(CLAIMS) $(MODELS) --output-dir evaluation/demo/claims --verify
+	$(PY) data/demo/check.py
 
 pipeline: .venv/base  ## the same for the photos in data/images (DATA=…, BACKBONE=…, DEPTH_MODEL=…)
 	$(PY) exif_extractor.py --data-dir $(DATA)

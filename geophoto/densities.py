@@ -373,8 +373,11 @@ def reaches_of(
         found[f"{head}_reach"] = np.full((len(prediction["trunk"]), len(SHARES)), np.nan)
         if one is not None:
             evidence = gather_evidence(head, prediction, gallery, normalisation)
-            _, ranges = one.ranges(head, evidence, normalisation)
-            found[f"{head}_reach"] = np.stack([ranges.distances(s) for s in SHARES], axis=1)
+            reaches = [
+                np.stack([ranges.distances(share) for share in SHARES], axis=1)
+                for _, _, ranges in one.by_part(head, evidence, normalisation)
+            ]
+            found[f"{head}_reach"] = np.concatenate(reaches)
     return found
 
 

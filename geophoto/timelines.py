@@ -28,6 +28,7 @@ MATCHED_S = 1800  # photos of two cameras this near in time speak about their cl
 LEAST_MATCHED = 5
 LEAST_GAIN = 0.7  # nats a matched photo must gain on average, or another person held the camera
 LEAST_EVIDENCE = 6.0  # nats by which a clock difference must beat none
+MOST_TIMED = 0.5  # share of a camera's photos whose UTC is known, above which its clock is
 VOTERS = 400  # photos of a camera that vote on its clock
 
 # ---------------------------------------------------------------- photos
@@ -294,6 +295,7 @@ class Timeline:
         for one, other in itertools.permutations(self.tracks, 2):
             a, b = self.tracks[one], self.tracks[other]
             self.clocks[one, other] = compare_clocks(a, b, self.same, prior[a.rows])
+        self.compare_with_the_timed(prior, self.same)
         apart = []
         for (one, other), clock in self.clocks.items():
             if self.together(one, other):
@@ -303,6 +305,29 @@ class Timeline:
                 apart.append((a.places, b.places[near], gap))
         if apart:
             self.across = Travel.fit(*(np.concatenate(part) for part in zip(*apart, strict=True)))
+
+    def compare_with_the_timed(self, prior: np.ndarray, travel: Travel) -> None:
+        """Cameras that know their UTC share one time: beside one of them alone a camera may have
+        too few photos at the same places, beside all of them enough to tell its clock."""
+        own = ~self.shots.by_place & np.isfinite(self.shots.utc)
+        timed = {
+            camera for camera, track in self.tracks.items() if own[track.rows].mean() > MOST_TIMED
+        }
+        for one in self.tracks.keys() - timed:
+            a, b = self.tracks[one], self.joined_track(timed)
+            if len(timed) < 2 or any(self.together(one, other) for other in timed):
+                continue
+            clock = compare_clocks(a, b, travel, prior[a.rows])
+            back = compare_clocks(b, a, travel, prior[b.rows])
+            if clock.together and back.together:
+                for other in timed:
+                    self.clocks[one, other] = clock
+                    self.clocks[other, one] = dataclasses.replace(back, shift_s=-clock.shift_s)
+
+    def joined_track(self, cameras: set[int]) -> Track:
+        rows = np.concatenate([self.tracks[camera].rows for camera in sorted(cameras)])
+        rows = rows[np.argsort(self.seconds[rows], kind="stable")]
+        return Track(rows, self.seconds[rows], self.shots.places[rows])
 
     def together(self, one: int, other: int) -> bool:
         """Whether two cameras went together, seen from both."""

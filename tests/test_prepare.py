@@ -20,6 +20,7 @@ REPOSITORY = Path(__file__).parents[1]
 sys.path.append(str(REPOSITORY / "data" / "demo"))
 
 import camera as camera_module  # noqa: E402
+import companions  # noqa: E402
 import prepare  # noqa: E402
 from camera import Camera, light_at, render  # noqa: E402
 from island import LATITUDE, LONGITUDE, Island  # noqa: E402
@@ -59,11 +60,12 @@ def test_plan_holds_every_orientation_and_a_minority_is_turned(shots):
 def test_plan_has_bursts_seconds_and_metres_apart(shots):
     visits = {}
     for shot in shots:
-        visits.setdefault((shot.place, shot.when.date()), []).append(shot)
+        if shot.exif != "second":  # whose owner strayed
+            visits.setdefault((shot.place, shot.when.date()), []).append(shot)
     bursts = [visit for visit in visits.values() if len(visit) > 1]
     assert len(bursts) >= 40
     for visit in bursts:
-        assert len({shot.camera for shot in visit}) == 1
+        assert len({shot.camera for shot in visit if shot.exif != "placed by hand"}) == 1
         for a, b in itertools.pairwise(visit):
             gap = (b.when - a.when).total_seconds()
             metres = np.hypot(a.view["x"] - b.view["x"], a.view["y"] - b.view["y"])
@@ -81,7 +83,73 @@ def test_plan_spreads_over_places_hours_and_altitudes(shots):
 
 def test_a_few_photos_lack_exif_and_most_have_all(shots):
     kinds = Counter(shot.exif for shot in shots)
-    assert kinds["full"] >= 280 and min(kinds[k] for k in ("no_gps", "no_time", "none")) >= 2
+    assert kinds["full"] >= 230 and min(kinds[k] for k in ("no_gps", "no_time", "none")) >= 2
+
+
+def test_the_second_camera_strays_and_its_clock_is_fast(shots, island):
+    second = [shot for shot in shots if shot.exif in ("second", "placed by hand")]
+    kinds = Counter(shot.exif for shot in second)
+    assert kinds["second"] == 40 and kinds["placed by hand"] == 8
+    others = [shot for shot in shots if shot.camera < prepare.WALKERS]
+    for shot in second:
+        assert shot.camera == prepare.WALKERS and shot.said["when"] - shot.when == timedelta(
+            minutes=companions.CLOCK_MINUTES
+        )
+        near = min(
+            others,
+            key=lambda o, s=shot: (
+                abs((o.when - s.when).total_seconds()) + 1e6 * (o.place != s.place)
+            ),
+        )
+        apart = abs((near.when - shot.when).total_seconds())
+        metres = np.hypot(*(near.view[axis] - shot.view[axis] for axis in "xy"))
+        if shot.exif == "second":
+            assert 100 <= apart <= 1300 and 40 <= metres <= 300
+            assert island.ground(shot.view["x"], shot.view["y"]) > 1.5
+        else:
+            assert apart <= 30 and metres <= 20
+
+
+def test_half_of_the_claims_are_false_one_of_each_kind(shots):
+    claims = [shot for shot in shots if shot.claim]
+    kinds = Counter(shot.claim for shot in claims)
+    assert kinds.pop(companions.TRUE) == len(companions.FALSE) == 6
+    assert kinds == dict.fromkeys(companions.FALSE, 1)
+    for shot in claims:
+        told = prepare.replace(shot, **shot.said)
+        lied = {
+            "turned": told.tag != shot.tag,
+            "clock": told.when != shot.when,
+            "position": told.view != shot.view,
+        }
+        assert [kind for kind, is_so in lied.items() if is_so] == (
+            [] if shot.claim == companions.TRUE else [shot.claim.split()[0]]
+        )
+
+
+def test_what_the_second_camera_writes(island, shots, tmp_path):
+    """Its clock, no GPS and no offset; a sidecar of the true place where it was placed by hand."""
+    from exif_extractor import main
+    from geophoto.table import read_table
+
+    rows = []
+    for kind in ("second", "placed by hand"):
+        shot = next(shot for shot in shots if shot.exif == kind)
+        shot = prepare.replace(shot, view={**shot.view, "width": 96, "rows": 64}, tag=1)
+        rows.append(shot)
+        prepare.take_photo(shot, str(tmp_path), 1)
+    main(["--data-dir", str(tmp_path), "--image-dir", str(tmp_path / "images")])
+    table = {row["filename"]: row for row in read_table(tmp_path).to_dict("records")}
+    for shot in rows:
+        row, (lat, lon) = table[shot.filename], prepare.position(shot)
+        assert row["datetime"][:19] == f"{shot.said['when']:%Y-%m-%dT%H:%M:%S}"
+        assert row["camera_model"] == companions.SECOND[1]
+        if shot.exif == "second":
+            assert row["gps_source"] is None and row["utc_source"] is None
+        else:
+            assert row["gps_source"] == "sidecar" and row["utc_source"] == "position_timezone"
+            assert row["gps_latitude"] == pytest.approx(lat, abs=1e-6)
+            assert row["gps_longitude"] == pytest.approx(lon, abs=1e-6)
 
 
 def test_clock_is_the_one_of_the_place(shots):

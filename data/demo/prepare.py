@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -22,6 +22,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from companions import SECOND, sidecar, with_claims, with_second_camera  # noqa: E402
 
 from density import stop, sweep_temporaries, write_atomically  # noqa: E402
 
@@ -43,7 +45,9 @@ CAMERAS = (  # make, model, lens, 35-mm focal lengths, crop factor, f-numbers, f
     ("Marelle", "Lumo 6", "Lumo 6 back camera 5.6mm f/1.8", (26,), 4.64, (1.8,), "IMG_{:04d}.jpg"),
     ("Tarn", "TX-30", "TX-30 zoom 24-50mm", (24, 28, 35, 50), 2.7, (2.8, 4.0), "P{:07d}.jpg"),
     ("Okari", "M2", "Okari 28mm f/2.8", (28, 28, 40), 1.0, (2.8, 5.6, 8.0), "DSC{:05d}.JPG"),
+    SECOND,  # a companion's, see companions.py
 )
+WALKERS = 3  # cameras with GPS, each with its days
 # Tag of the stored file → how many per 300 photos; the others are Normal (1).
 TURNED = {6: 21, 8: 12, 3: 8, 2: 6, 4: 6}
 # Upright pixels → stored pixels: undone by what a viewer does on meeting the tag.
@@ -57,7 +61,7 @@ STORE = {
 }
 TRUTH_COLUMNS = (
     "filename", "place", "gps_latitude", "gps_longitude", "gps_altitude", "heading_deg", "datetime",
-    "utc_offset_minutes", "orientation_tag", "camera", "exif",
+    "utc_offset_minutes", "orientation_tag", "camera", "exif", "claim",
 )  # fmt: skip
 
 
@@ -75,7 +79,9 @@ class Shot:
     focal_35mm: int
     f_number: float
     tag: int
-    exif: str  # full, no_gps, no_time or none
+    exif: str  # full, no_gps, no_time, none; second or placed by hand: the second camera's
+    said: dict = field(default_factory=dict)  # fields of which EXIF says something else
+    claim: str = ""  # of the photos in claims/: which kind of claim they make
 
 
 # ---------------------------------------------------------------- the plan
@@ -111,7 +117,11 @@ def plan_shots(island, photos: int, width: int, height: int, seed: int) -> list[
             (width, height),
             rng,
         )
-    return shots
+
+    def stray(shot: Shot, metres: tuple, rng: np.random.Generator) -> Shot:
+        return take_elsewhere(shot, island, metres, rng)
+
+    return with_claims(with_second_camera(shots, len(CAMERAS) - 1, seed, stray), seed)
 
 
 def choose_places(island, count: int, rng: np.random.Generator) -> list[tuple]:
@@ -175,7 +185,7 @@ def schedule_visits(places: int, photos: int, rng: np.random.Generator) -> list[
 
 def shoot_visit(island, place, number, when, size, day, first, tags, lacking, counters, shape, rng):
     """The photos of one visit: seconds and metres apart, each with a view worth taking."""
-    camera = day % len(CAMERAS)
+    camera = day % WALKERS
     make = CAMERAS[camera]
     x, y, target = place
     lift = 1.6 if rng.random() < 0.72 else float(rng.choice([4.0, 9.0, 25.0, 55.0]))
@@ -218,6 +228,26 @@ def shoot_visit(island, place, number, when, size, day, first, tags, lacking, co
         x, y = x + rng.normal(0, 2.5), y + rng.normal(0, 2.5)
         heading += rng.normal(0, 7)
     return shots
+
+
+def take_elsewhere(shot: Shot, island, metres: tuple, rng: np.random.Generator) -> Shot:
+    """The same photographer some metres away, on dry and even ground, looking elsewhere."""
+    angle, away = rng.uniform(0, 2 * np.pi, 64), rng.uniform(*metres, 64)
+    x, y = shot.view["x"] + away * np.sin(angle), shot.view["y"] + away * np.cos(angle)
+    ground = island.ground(x, y)
+    built = np.floor(island.face_centre[:, :2] / 24) @ [1, 10000]
+    good = (ground > 1.5) & (np.abs(island.ground(x + 15, y) - ground) < 6)
+    good &= ~np.isin(np.floor(np.stack([x, y], axis=1) / 24) @ [1, 10000], built)
+    if not good.any():
+        return shot
+    k = int(np.flatnonzero(good)[0])
+    heading = choose_heading(island, x[k], y[k], 1.6, rng)
+    wide = shot.view["rows"] / shot.view["width"]
+    skyline = skyline_tangent(island, x[k], y[k], ground[k] + 1.6, heading)
+    horizon = 0.36 + float(skyline) * shot.view["focal"] / min(wide, 1) * 0.75
+    view = {"x": float(x[k]), "y": float(y[k]), "height": 1.6, "heading_deg": float(heading % 360),
+            "horizon": float(np.clip(horizon, 0.26, 0.72))}  # fmt: skip
+    return replace(shot, view={**shot.view, **view}, altitude=float(ground[k]) + 1.6)
 
 
 def skyline_tangent(island, x: float, y: float, eye: float, heading, nearest=6) -> np.ndarray:
@@ -266,6 +296,7 @@ def exif_bytes(shot: Shot, gain: float, width: int, height: int) -> bytes:
 
     if shot.exif == "none":
         return b""
+    shot = replace(shot, **shot.said)
     make, model, lens, _, crop, _, _ = CAMERAS[shot.camera]
     local, offset = f"{shot.when:%Y:%m:%d %H:%M:%S}", f"{UTC_OFFSET_HOURS:+03d}:00"
     seconds, iso = exposure(gain, shot.f_number)
@@ -284,9 +315,10 @@ def exif_bytes(shot: Shot, gain: float, width: int, height: int) -> bytes:
     if shot.exif != "no_time":
         image[piexif.ImageIFD.DateTime] = local
         detail[piexif.ExifIFD.DateTimeOriginal] = detail[piexif.ExifIFD.DateTimeDigitized] = local
-        detail[piexif.ExifIFD.OffsetTime] = detail[piexif.ExifIFD.OffsetTimeOriginal] = offset
+        if shot.camera < WALKERS:
+            detail[piexif.ExifIFD.OffsetTime] = detail[piexif.ExifIFD.OffsetTimeOriginal] = offset
         detail[piexif.ExifIFD.SubSecTimeOriginal] = f"{shot.when.microsecond // 10000:02d}"
-    gps = {} if shot.exif == "no_gps" else gps_tags(shot)
+    gps = gps_tags(shot) if shot.exif in ("full", "no_time") else {}
     return piexif.dump({"0th": image, "Exif": detail, "GPS": gps, "1st": {}, "thumbnail": None})
 
 
@@ -341,11 +373,21 @@ def take_photo(shot: Shot, output_dir: str, seed: int) -> str:
 
         _ISLAND[seed] = Island(seed)
     jpeg, depth = jpeg_bytes(shot, _ISLAND[seed])
-    with write_atomically(depth_path(output_dir, shot.filename)) as file:
+    photo = photo_path(output_dir, shot.filename, shot.claim)
+    far = depth_path(output_dir, shot.filename)
+    with write_atomically(far) as file:
         np.save(file, depth)
-    with write_atomically(Path(output_dir, "images", shot.filename)) as file:
+    if shot.exif == "placed by hand":
+        with write_atomically(photo.with_name(photo.name + ".xmp"), "w") as file:
+            file.write(sidecar(*position(shot)))
+    with write_atomically(photo) as file:  # last: with it all of a photo is there
         file.write(jpeg)
     return shot.filename
+
+
+def photo_path(output_dir: str | Path, filename: str, claim: str) -> Path:
+    """Where a photo lies: claims that are to be checked apart from the others."""
+    return Path(output_dir, "claims" if claim else "", "images", filename)
 
 
 def depth_path(output_dir: str | Path, filename: str) -> Path:
@@ -359,16 +401,17 @@ def depth_path(output_dir: str | Path, filename: str) -> Path:
 def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, workers: int) -> int:
     """Render what is not there yet; returns how many photos were made now."""
     output_dir = Path(output_dir)
-    wanted = {"format": 7, "photos": photos, "width": width, "height": height, "seed": seed}
+    wanted = {"format": 8, "photos": photos, "width": width, "height": height, "seed": seed}
     record = output_dir / "prepared.json"
     if record.exists():
         if json.loads(record.read_text()) != wanted:
             stop(
                 f"{output_dir} holds photos made with other settings ({record.name}); remove its "
-                "images/, true_depth/, truth.csv and prepared.json, or choose another --output-dir"
+                "images/, claims/, true_depth/, truth.csv and prepared.json, or choose another "
+                "--output-dir"
             )
-        names = [row["filename"] for row in read_truth(output_dir)]
-        if all(is_done(output_dir, name) for name in names):
+        rows = read_truth(output_dir)
+        if all(is_done(output_dir, row["filename"], row["claim"]) for row in rows):
             return 0
     from island import Island
 
@@ -378,7 +421,7 @@ def prepare(output_dir: Path, photos: int, width: int, height: int, seed: int, w
     write_truth(output_dir, shots)
     with write_atomically(record, "w") as file:
         json.dump(wanted, file)
-    todo = [shot for shot in shots if not is_done(output_dir, shot.filename)]
+    todo = [shot for shot in shots if not is_done(output_dir, shot.filename, shot.claim)]
     render_all(todo, output_dir, seed, workers)
     return len(todo)
 
@@ -398,9 +441,9 @@ def render_all(todo: list[Shot], output_dir: Path, seed: int, workers: int) -> N
             bar.update()
 
 
-def is_done(output_dir: Path, filename: str) -> bool:
+def is_done(output_dir: Path, filename: str, claim: str) -> bool:
     """True when both files of a photo are there (each is written whole or not at all)."""
-    photo = Path(output_dir, "images", filename)
+    photo = photo_path(output_dir, filename, claim)
     return photo.exists() and depth_path(output_dir, filename).exists()
 
 
@@ -414,7 +457,7 @@ def write_truth(output_dir: Path, shots: list[Shot]) -> None:
             table.writerow([
                 shot.filename, shot.place, f"{lat:.7f}", f"{lon:.7f}", f"{shot.altitude:.2f}",
                 f"{shot.view['heading_deg']:.2f}", shot.when.replace(tzinfo=None).isoformat(),
-                UTC_OFFSET_HOURS * 60, shot.tag, CAMERAS[shot.camera][1], shot.exif,
+                UTC_OFFSET_HOURS * 60, shot.tag, CAMERAS[shot.camera][1], shot.exif, shot.claim,
             ])  # fmt: skip
 
 
