@@ -1,6 +1,7 @@
 """What the four scripts share: files written whole or not at all, and geometry on the globe.
 
-Reads data/exif_data.json, draws the density of its photos: data/density.png and data/density.html.
+Reads data/exif_data.json, draws the density of its photos: data/density.png, and data/density.html
+with thumbnails, to zoom in and to select from; it works without network.
 
     python density.py
     python density.py --data-dir data/demo
@@ -53,7 +54,8 @@ else:
 
 # ---------------------------------------------------------------- settings
 DATA_DIR = "data"  # folder with exif_data.json; the maps are written here
-BANDWIDTH_KM = None  # kernel width of the map in km; None = a twentieth of the photos' extent
+IMAGE_DIR = None  # folder of the photos, for their thumbnails; None = DATA_DIR/images
+BANDWIDTH_KM = None  # kernel width of the map in km; None = by how close together the photos lie
 # ------------------------------------------------------------------------
 
 GROUP_RADII_KM = (1.0, 0.3, 0.1, 0.03, 0.0)  # tried in turn; 0 = bursts alone
@@ -469,19 +471,25 @@ def _cell_resolution(cell_km: float) -> int:
 
 def read_positions(data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the table, those that the extractor doubts left out; ends the run without."""
+    return read_places(data_dir)[1:]
+
+
+def read_places(data_dir: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The same with the names of the photos."""
     table = data_dir / "exif_data.json"  # read plainly: the extractor imports this module
     try:
         with open(table, encoding="utf-8") as file:
             rows = json.load(file)
-        places = [place for row in rows if (place := trusted_position(row))]
+        found = [(str(row.get("filename") or ""), place) for row in rows
+                 if (place := trusted_position(row))]  # fmt: skip
     except FileNotFoundError:
         stop(f"no table {table}: run python exif_extractor.py --data-dir {data_dir} first")
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         stop(f"{table} is not a table of photos ({error!r}): run python exif_extractor.py again")
-    if not places:
+    if not found:
         stop(f"no photo in {table} has a position")
-    lat, lon = np.array(places, float).T
-    return lat, lon
+    lat, lon = np.array([place for _, place in found], float).T
+    return [name for name, _ in found], lat, lon
 
 
 def trusted_position(row: dict) -> tuple[float, float] | None:
@@ -498,44 +506,10 @@ def trusted_position(row: dict) -> tuple[float, float] | None:
 
 
 def draw_map(lat: np.ndarray, lon: np.ndarray, bandwidth_km: float, path: Path) -> None:
-    """Draw photos per km² and the photos themselves on a plain latitude–longitude grid."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure  # not pyplot: a notebook's own plots go on
+    """Draw photos per km², the photos themselves, coast or grid and a scale bar as PNG."""
+    from geophoto.maps import draw_density  # a room: only this script's own work needs one
 
-    stretch = max(float(np.cos(np.radians(lat.mean()))), 0.05)  # a degree of longitude is shorter
-    pad = np.degrees(4 * bandwidth_km / EARTH_RADIUS_KM)
-    half = max(float(np.ptp(lat)), float(np.ptp(lon)) * stretch) / 2 + pad
-    middle_lat, middle_lon = (lat.min() + lat.max()) / 2, (lon.min() + lon.max()) / 2
-    rows = np.linspace(max(middle_lat - half, -90), min(middle_lat + half, 90), 300)
-    columns = np.linspace(middle_lon - half / stretch, middle_lon + half / stretch, 300)
-    grid = np.meshgrid(rows, columns, indexing="ij")
-    value = density_per_km2(lat, lon, grid[0].ravel(), grid[1].ravel(), bandwidth_km)
-    value = value.reshape(grid[0].shape)
-    figure = Figure(figsize=(7.2, 6.2), layout="constrained")
-    axis = figure.subplots()
-    norm = LogNorm(value.max() / 1e3, value.max(), clip=False)
-    shown = np.ma.masked_less(value, value.max() / 1e3)
-    mesh = axis.pcolormesh(columns, rows, shown, norm=norm, cmap="YlGnBu", shading="gouraud")
-    axis.scatter(lon, lat, s=5, color="#b3432b", linewidths=0, alpha=0.7)
-    figure.colorbar(mesh, label="photos per km²", shrink=0.8)
-    axis.set_aspect(1 / stretch)
-    axis.set(xlabel="longitude (°)", ylabel="latitude (°)", facecolor="#fafafa")
-    axis.set_title(f"{len(lat)} photos, kernel of {bandwidth_km:.3g} km", loc="left")
-    axis.ticklabel_format(useOffset=False)
-    with write_atomically(path) as file:
-        figure.savefig(file, format="png", dpi=130)
-
-
-def draw_heat_map(lat: np.ndarray, lon: np.ndarray, path: Path) -> None:
-    """The same as a page to zoom in; its background map is loaded by the browser, when opened."""
-    import folium
-    from folium.plugins import HeatMap
-
-    page = folium.Map(location=[float(lat.mean()), float(lon.mean())], tiles="OpenStreetMap")
-    HeatMap(np.stack([lat, lon], axis=1).tolist(), radius=14, blur=18).add_to(page)
-    page.fit_bounds([[lat.min(), lon.min()], [lat.max(), lon.max()]])
-    with write_atomically(path) as file:
-        file.write(page.get_root().render().encode())
+    draw_density(lat, lon, bandwidth_km, path)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -543,6 +517,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", default=DATA_DIR, help="folder with exif_data.json")
+    parser.add_argument("--image-dir", default=IMAGE_DIR, help="photos (default DATA_DIR/images)")
     parser.add_argument("--bandwidth-km", default=BANDWIDTH_KM, type=float, help="kernel width")
     args = parser.parse_args(argv)
     if args.bandwidth_km is not None and not 0 < args.bandwidth_km < 20_000:
@@ -552,21 +527,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    data_dir = Path(args.data_dir)
+    image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"
     with one_line_for_files():
-        draw_maps(Path(args.data_dir), args.bandwidth_km)
+        draw_maps(data_dir, image_dir, args.bandwidth_km)
     return 0
 
 
-def draw_maps(data_dir: Path, bandwidth_km: float | None) -> None:
+def draw_maps(data_dir: Path, image_dir: Path, bandwidth_km: float | None) -> None:
     """Write both maps of the table's positions, by a kernel of the usual width if none is given."""
-    lat, lon = read_positions(data_dir)
-    middle_lon = geographic_median(lat, lon)[1]  # the map's seam lies opposite, not at ±180°
-    lon = middle_lon + (lon - middle_lon + 180) % 360 - 180
-    extent_km = distance_km(lat.min(), lon.min(), lat.max(), lon.max())
-    bandwidth_km = bandwidth_km or max(float(extent_km) / 20, 0.001)
+    from tqdm import tqdm
+
+    from geophoto.maps import kernel_km, write_density_page
+
+    names, lat, lon = read_places(data_dir)
+    bandwidth_km = bandwidth_km or kernel_km(lat, lon)
     draw_map(lat, lon, bandwidth_km, data_dir / "density.png")
-    draw_heat_map(lat, lon, data_dir / "density.html")
-    print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html")
+    write_density_page(data_dir / "density.html", names, lat, lon, image_dir, bandwidth_km, tqdm)
+    print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html, "
+          f"kernel {bandwidth_km:.3g} km")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import os
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import density  # before NumPy and torch: see there
@@ -30,6 +29,7 @@ import density  # before NumPy and torch: see there
 # isort: split
 import numpy as np
 
+from geophoto.findings import findings
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
 from geophoto.pictures import MEGAPIXELS, limit_pixels, list_photos
@@ -53,7 +53,7 @@ from geophoto.records import (
     write_json,
     write_rows,
 )
-from geophoto.report import interval_rows, table_rows, write_report
+from geophoto.report import facts_of, interval_rows, lead_of, table_rows, write_report
 from geophoto.table import read_table
 
 # ---------------------------------------------------------------- settings
@@ -123,14 +123,14 @@ def evaluate(
         json.dump(content, file, indent=1, ensure_ascii=False)
     write_rows(output_dir / "predictions.csv", rows)
     write_geojson(output_dir / "predictions.geojson", rows)
-    sentences, about = findings(metrics, difference), describe(checkpoints, models, draws)
-    figures = draw_figures(models, metrics, image_dir, output_dir)
-    write_report(output_dir / "report.html", metrics, sentences, figures, about)
+    draw_figures(models, metrics, image_dir, output_dir)
+    about = describe(checkpoints, models, draws, checkpoint_dir, data_dir)
+    write_report(output_dir / "report.html", metrics, difference, models, image_dir, about, tqdm)
     print_table(table_rows(metrics))
     print()
     print_table(interval_rows(metrics))
     print()
-    for line in sentences:
+    for line in findings(metrics, difference):
         print(line)
     print(f"wrote {output_dir}/metrics.json, predictions.csv, predictions.geojson and plots")
     print(f"report: {(output_dir / 'report.html').resolve()}")
@@ -140,96 +140,31 @@ def model_file(checkpoint_dir: Path, name: str) -> Path:
     return checkpoint_dir / f"best_gps_model_{name}.pth"
 
 
-def draw_figures(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> list[tuple]:
-    """Draw what the labels allow; (title, sentence, file) for the report."""
+def draw_figures(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> None:
+    """Draw what the labels allow, as PNG files for slides and notebooks."""
     import matplotlib
 
-    with matplotlib.rc_context(PLOT_STYLE):
-        return list(each_figure(models, metrics, image_dir, output_dir))
-
-
-def each_figure(models: dict, metrics: dict, image_dir: Path, output_dir: Path) -> Iterator[tuple]:
     labelled = next(iter(metrics.values()))
-    if labelled["gps"]["n"]:
-        yield (
-            "How far off?",
-            "Share of the held-out photos whose position is found within a distance.",
-            plot_position_errors(models, output_dir / "position_errors.png"),
-        )
-        yield (
-            "Where to?",
-            "Every line runs from the true position to the prediction.",
-            plot_map(models, output_dir / "map.png"),
-        )
-        yield (
-            "Examples",
-            "Eight held-out photos, evenly spaced from the best to the worst.",
-            plot_examples(models, image_dir, output_dir / "examples.png"),
-        )
-    for head, title, text in (
-        ("time", "Time of day", "The clock is a circle: points are drawn the nearer way round."),
-        ("altitude", "Altitude", "Metres above sea level."),
-    ):
-        if labelled[head]["n"]:
-            yield title, text, plot_agreement(models, output_dir / f"{head}.png", head)
-    if labelled["orientation"]["n"]:
-        text = "Each held-out photo shown in all six orientations."
-        yield "Orientation", text, plot_confusion(metrics, output_dir / "orientation.png")
+    with matplotlib.rc_context(PLOT_STYLE):
+        if labelled["gps"]["n"]:
+            plot_position_errors(models, output_dir / "position_errors.png")
+            plot_map(models, output_dir / "map.png")
+            plot_examples(models, image_dir, output_dir / "examples.png")
+        for head in ("time", "altitude"):
+            if labelled[head]["n"]:
+                plot_agreement(models, output_dir / f"{head}.png", head)
+        if labelled["orientation"]["n"]:
+            plot_confusion(metrics, output_dir / "orientation.png")
 
 
-def findings(metrics: dict, difference: dict) -> list[str]:
-    """Sentences that the numbers support, and no more."""
-    lines = []
-    for model, block in metrics.items():
-        gps = block["gps"]
-        if gps["n"]:
-            better = "below" if gps["geometric_mean_km"] < gps["knn_geometric_mean_km"] else "above"
-            lines.append(
-                f"{TITLES[model]}: geometric mean position error "
-                f"{distance_label(gps['geometric_mean_km'])}, {better} nearest neighbours' "
-                f"{distance_label(gps['knn_geometric_mean_km'])}."
-            )
-            told = gps.get("log_likelihood")
-            if told:
-                lines.append(
-                    f"{TITLES[model]}: log density per km² at the true position "
-                    f"{told['posterior']:.2f}, with the head's point alone {told['head']:.2f}, "
-                    f"with the training positions alone {told['positions']:.2f} (higher is better)."
-                )
-        if block["sun"]["n"]:
-            lines.append(
-                f"{TITLES[model]}: mean error of the sun's elevation "
-                f"{block['sun']['mean_deg']:.1f}°, of its median "
-                f"{block['sun']['baseline_mean_deg']:.1f}°."
-            )
-    shown = {"gps": ("median position error", distance_label)}
-    shown["time"] = ("mean time error", "{:.1f} min".format)
-    shown["altitude"] = ("mean altitude error", "{:.1f} m".format)
-    for head, block in difference.items():
-        what, show = shown[head]
-        value = next(v for k, v in block.items() if k.startswith(("median", "mean")))
-        limits = block["interval"]
-        clear = limits and (limits[0] > 0 or limits[1] < 0)
-        verdict = "clear" if clear else "within the noise"
-        between = f"95 % interval {' … '.join(signed(x, show) for x in limits or ())}"
-        lines.append(
-            f"Adding depth changes the {what} by {signed(value, show)} on the same "
-            f"{block['n']} photos " + (f"({between}): {verdict}." if limits else "(one group).")
-        )
-    return lines
-
-
-def signed(value: float, show) -> str:
-    """The value with its sign, none where it is shown as zero."""
-    text = show(abs(value))
-    return text if text == show(0.0) else f"{'−' if value < 0 else '+'}{text}"
-
-
-def describe(checkpoints: dict, models: dict, draws: int) -> dict:
-    """Sentences on data, split and models for the head and the foot of the report."""
-    checkpoint = next(iter(checkpoints.values()))
+def describe(
+    checkpoints: dict, models: dict, draws: int, checkpoint_dir: Path, data_dir: Path
+) -> dict:
+    """What the report tells beside figures: data, split, method, and which model its sentences are
+    about (the one that was better on validation photos: no choice by what is reported)."""
+    best = min(checkpoints, key=lambda name: checkpoints[name]["metrics"].get("score", 0))
+    checkpoint, (_, held, groups) = checkpoints[best], models[best]
     settings, split = checkpoint["settings"], checkpoint["split"]
-    _, held, groups = next(iter(models.values()))
     how = (
         f"{settings['folds']} folds, every photo predicted by a model that did not see it"
         if checkpoint["held_out"] is not None
@@ -243,11 +178,14 @@ def describe(checkpoints: dict, models: dict, draws: int) -> dict:
             else "Random split: near-duplicates on both sides make every figure too good. "
         )
         + f"Backbone {checkpoint['model_config']['backbone']}, {settings['mode']}, "
-        f"{settings['image_size']} px, seed {settings['seed']}."
+        f"{settings['image_size']} px, seed {settings['seed']}. The sentences at the top are about "
+        f"{TITLES[best]}, which was better on validation photos."
     )
-    names = ", ".join(TITLES[name] for name in models)
-    lead = f"{len(held)} held-out photos, {names}, {split['kind']} split"
-    return {"lead": lead, "method": method, "draws": draws}
+    files = {name: model_file(checkpoint_dir, name) for name in models}
+    return {
+        "lead": lead_of(held, groups, list(models), split), "method": method, "draws": draws,
+        "best": best, "facts": facts_of(checkpoints, files, data_dir / "exif_data.json"),
+    }  # fmt: skip
 
 
 def compare(models: dict, draws: int, seed: int) -> dict:

@@ -30,6 +30,7 @@ from density import (
     run_script,
     stop,
     sweep_temporaries,
+    trusted_position,
     write_atomically,
 )
 from geophoto.clocks import lacks_zone, zone_offset, zones_missing
@@ -89,6 +90,7 @@ class Summary:
         self.counts[row["status"]] += 1
         for column in ("gps_latitude", "datetime", "gps_altitude", "datetime_utc"):
             self.counts[column] += row[column] is not None
+        self.counts["placed"] += trusted_position(row) is not None
         self.orientations[
             row["orientation"] or ("no class" if row["orientation_tag"] else "no tag")
         ] += 1
@@ -245,6 +247,7 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
     return {
         "lines": lines, "photos": summary.counts["photos"],
         "unreadable": summary.counts["unreadable"], "read": summary.counts["fresh"],
+        "placed": summary.counts["placed"],
     }  # fmt: skip
 
 
@@ -291,9 +294,16 @@ def report(result: dict, data_dir: Path, image_dir: Path, geojson: bool) -> None
     if geojson:
         written.append(write_positions(data_dir))
     print("written: " + ", ".join(map(str, written)))
-    print(next_command("depth_map_generator", data_dir, image_dir))
+    if result["placed"]:
+        print(next_command("depth_map_generator", data_dir, image_dir))
+    else:
+        print(NO_POSITION)
 
 
+NO_POSITION = (
+    "no photo has a position that could be learned from, so depth maps and training have to wait: "
+    "positions are read from EXIF, XMP sidecars and Takeout's JSON files beside the photos"
+)
 NOTES = """\
 A photo is read again when its size, its time or its inode change time is another than last time. On
 file systems without the last (FAT, exFAT, and on Windows) an edit that keeps size and time goes

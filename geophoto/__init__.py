@@ -11,6 +11,7 @@
     labels         one photo's header and sidecars → its row: position, time, orientation, camera
     pictures       photos on disk: find them, open them upright
     readers        reading processes that a hostile file cannot harm
+    thumbnails     small pictures of photos inside a page
     origins        what maps and features were made from: bytes of a photo, how it was turned
     depth_weights  weights of Depth-Anything-V2: sources and names
     depth_network  Depth-Anything-V2: build it, run it on a photo
@@ -40,8 +41,11 @@
     sidecar_edits  XMP sidecars written: new, extended, taken back
     write_back     estimates written beside or into copies of photos, and undone
     metrics        errors beside baselines, with bootstrap intervals
+    maps           views of places: extent, coast, scale; a table's density as picture and page
     plots          the pictures of an evaluation
-    report         its page
+    findings       what its figures say, in sentences with a verdict
+    report_data    what its page draws, as plain columns
+    report         its page: cards, an interactive map, charts and a gallery
 
 Each room opens with what goes in and what comes out.
 """

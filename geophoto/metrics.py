@@ -9,11 +9,15 @@ import math
 
 import numpy as np
 
+import density
 from geophoto.baselines import answer_errors, errors_of
+from geophoto.densities import SHARES
 from geophoto.orientations import ORIENTATION_CLASSES, turns_right
 
 WITHIN_KM = (0.01, 0.1, 1, 25, 200, 750, 2500)  # the last five: usual in the literature
 PAIRS = (("Normal", "Flipped H"), ("Rotated 180°", "Flipped V"))  # mirror images of each other
+
+NOTABLE = 1.05  # ratio of two errors of one photo that counts as a difference
 
 # ---------------------------------------------------------------- statistics
 
@@ -85,7 +89,12 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
         average, name = (np.median, "median") if head == "gps" else (np.mean, "mean")
         block[f"baseline_{name}_{unit}"] = float(average(trivial))
         block[f"knn_{name}_{unit}"] = float(average(knn))
-        block |= interval_metrics(head, own, found["answers"], rows)
+        for name, other in (("baseline", trivial), ("knn", knn)):  # below zero: better than luck
+            block[f"minus_{name}_interval"] = interval(
+                own, groups[rows], statistic, draws, seed, minus=other
+            )
+        block |= interval_metrics(head, own, found["answers"], rows, groups[rows], draws, seed)
+        block |= reliability_metrics(head, own, found, rows)
         block |= likelihood_metrics(head, found, groups, draws, seed)
         if head == "gps":
             block |= position_metrics(own, trivial, knn)
@@ -105,15 +114,21 @@ def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int)
 INTERVALS = {"gps": "radius{}_km", "time": "time{}_minutes", "altitude": "altitude{}_m"}
 
 
-def interval_metrics(head: str, own: np.ndarray, answers: dict, rows: np.ndarray) -> dict:
-    """Coverage of the 50 and 90 % intervals and their median half-widths; how many photos are
-    confident, and their error (positions: geometric mean); and the risk–coverage curve: error of
-    the most confident 10, 20 … 100 %, with its mean (positions in logarithms)."""
+def interval_metrics(
+    head: str, own: np.ndarray, answers: dict, rows: np.ndarray, groups, draws: int, seed: int
+) -> dict:
+    """Coverage of the 50 and 90 % intervals, each with its interval, and their median half-widths;
+    how many photos are confident, and their error (positions: geometric mean); and the
+    risk–coverage curve: error of the most confident 10, 20 … 100 %, with its mean (positions in
+    logarithms)."""
     block: dict = {}
     for level in (50, 90):
         half = answers[INTERVALS[head].format(level)][rows]
         block[f"interval{level}"] = float(np.median(half))
-        block[f"coverage{level}"] = float((own <= half).mean())
+        inside = (own <= half).astype(float)
+        block[f"coverage{level}"] = float(inside.mean())
+        limits = interval(inside, groups, weighted_mean, draws, seed)
+        block[f"coverage{level}_interval"] = limits
     average = geometric_mean_km if head == "gps" else lambda errors: float(errors.mean())
     sure = answers[f"{head}_confident"][rows].astype(bool)
     block["confident"] = int(sure.sum())
@@ -123,6 +138,16 @@ def interval_metrics(head: str, own: np.ndarray, answers: dict, rows: np.ndarray
     curve = [average(own[order[:count]]) for count in counts]
     area = geometric_mean_km(np.array(curve)) if head == "gps" else float(np.mean(curve))
     return {**block, "risk_coverage": curve, "risk_area": area}
+
+
+def reliability_metrics(head: str, own: np.ndarray, found: dict, rows: np.ndarray) -> dict:
+    """What share of the truths the densities hold within each share of themselves, before their
+    levels are set; only cross-validated models bring it along, and not for altitude."""
+    reach = found.get("judged", {}).get(f"{head}_reach")
+    if reach is None:
+        return {}
+    held = (own[:, None] <= reach[rows]).mean(axis=0)
+    return {"reliability": {"said": list(SHARES), "held": [float(x) for x in held]}}
 
 
 def position_metrics(own, trivial, knn) -> dict:
@@ -170,6 +195,9 @@ def orientation_metrics(found: dict, photos, groups, draws: int, seed: int) -> d
     turns = turns_right(views)
     six = views.argmax(axis=2)
     confusion = np.zeros((6, 6), int)
+    chance = np.exp(views - np.logaddexp.reduce(views, axis=2, keepdims=True))
+    order = np.argsort(chance.max(axis=2), axis=None)
+    fifths = [part for part in np.array_split(order, 5) if len(part)]
     for view in range(6):
         confusion[view] = np.bincount(six[:, view], minlength=6)
     pairs = {}
@@ -187,11 +215,19 @@ def orientation_metrics(found: dict, photos, groups, draws: int, seed: int) -> d
         "mirror_accuracy": float(np.mean(list(pairs.values()))),
         "mirror_pairs": pairs,
         "confusion": confusion.tolist(),
+        "reliability": {  # the six views by their greatest probability, a fifth of them each
+            "said": [float(chance.max(axis=2).flat[part].mean()) for part in fifths],
+            "held": [float((six == np.arange(6)).flat[part].mean()) for part in fifths],
+        },
     }
 
 
 def paired_difference(found: dict, photos: dict, groups: dict, draws: int, seed: int) -> dict:
-    """RGB+Depth minus RGB on the same photos, with intervals; negative = depth helps (errors)."""
+    """RGB+Depth minus RGB on the same photos, with intervals; negative = depth helps (errors).
+
+    Counts how many photos depth helps and hurts by more than a twentieth of their error; positions
+    also get the ratio of the geometric means, to which every photo contributes and not only the
+    middle one."""
     place = {name: i for i, name in enumerate(photos["depth"].names)}
     mine = [i for i, name in enumerate(photos["rgb"].names) if name in place]
     other = [place[photos["rgb"].names[i]] for i in mine]
@@ -205,12 +241,20 @@ def paired_difference(found: dict, photos: dict, groups: dict, draws: int, seed:
         rgb, depth = errors["rgb"][head][mine], errors["depth"][head][other]
         rows = np.isfinite(rgb) & np.isfinite(depth)
         if rows.any():
-            ones = np.ones(int(rows.sum()))
+            rgb, depth, group = rgb[rows], depth[rows], groups["rgb"][mine][rows]
+            ones = np.ones(len(rgb))
             difference[head] = {
                 "n": len(ones),
-                key: statistic(depth[rows], ones) - statistic(rgb[rows], ones),
-                "interval": interval(
-                    depth[rows], groups["rgb"][mine][rows], statistic, draws, seed, minus=rgb[rows]
-                ),
+                key: statistic(depth, ones) - statistic(rgb, ones),
+                "interval": interval(depth, group, statistic, draws, seed, minus=rgb),
+                "helped": int((depth < rgb / NOTABLE).sum()),
+                "hurt": int((depth > rgb * NOTABLE).sum()),
             }
+            if head == "gps":
+                logs = [np.log(np.maximum(km, density.LEAST_RADIUS_KM)) for km in (depth, rgb)]
+                limits = interval(logs[0], group, weighted_mean, draws, seed, minus=logs[1])
+                difference[head] |= {
+                    "geometric_ratio": math.exp(float((logs[0] - logs[1]).mean())),
+                    "ratio_interval": [math.exp(x) for x in limits] if limits else None,
+                }
     return difference

@@ -5,7 +5,6 @@ In: answers, Photos, metrics. Out: PNG files.
 
 from __future__ import annotations
 
-import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 import density
 from geophoto.baselines import answer_errors, errors_of
+from geophoto.maps import box_around, distance_label, dress_axis, in_view, unwrapped
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.pictures import open_upright, photo_file
 from geophoto.records import clock
@@ -48,12 +48,9 @@ def save_figure(figure, path: Path) -> Path:
     return path
 
 
-def distance_label(km: float, _position=None) -> str:
-    return f"{km * 1000:.3g} m" if km < 1 else f"{km:,.0f} km" if km >= 10 else f"{km:.3g} km"
-
-
 def plot_position_errors(models: dict, path: Path) -> Path:
     """Cumulative share of the held-out photos within each distance."""
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, (axis,) = new_figure(1, 8.0, 4.2)
     lines = []
@@ -69,31 +66,46 @@ def plot_position_errors(models: dict, path: Path) -> Path:
         axis.step(errors, share, where="post", color=colour, linestyle=style, lw=2, label=text)
     axis.set(xscale="log", ylim=(0, 1.02), xlabel="distance from the true position")
     axis.set_ylabel("share of held-out photos")
+    # within a decade 1, 2 and 5, else matplotlib names the smaller ticks in powers of ten
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if narrow(lines) else (1,), numticks=12))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.xaxis.set_major_formatter(distance_label)
     axis.yaxis.set_major_formatter(lambda v, _: f"{v * 100:.0f} %")
     axis.legend(frameon=False, loc="upper left")
     return save_figure(figure, path)
 
 
+def narrow(lines: list[tuple]) -> bool:
+    """Whether the errors of all curves span less than two decades."""
+    every = np.concatenate([errors[np.isfinite(errors)] for _, errors, *_ in lines])
+    low, high = np.quantile(np.maximum(every, 1e-3), (0.01, 1))
+    return bool(high < 100 * low)
+
+
 def plot_map(models: dict, path: Path) -> Path:
-    """True positions, and a line from each to its prediction."""
+    """True positions, and a line from each to its prediction, on the coast or a grid. A few photos
+    far from all others lie outside; how many is said."""
     from matplotlib.collections import LineCollection
 
     figure, axes = new_figure(len(models), 5.6, 5.0)
     for axis, (name, (found, photos, _)) in zip(axes, models.items(), strict=True):
-        rows = photos.placed
-        lat, lon = photos.lat[rows], photos.lon[rows]
-        guess_lat, guess_lon = found["answers"]["lat"][rows], found["answers"]["lon"][rows]
-        near = np.abs(guess_lon - lon) < 180  # a line across the date line would cross the map
-        ends = np.stack([[lon, lat], [guess_lon, guess_lat]]).transpose(2, 0, 1)[near]
-        axis.add_collection(LineCollection(ends, color=COLOURS[name], lw=0.6, alpha=0.5))
-        axis.scatter(lon, lat, s=14, color="#222", zorder=3, label="true position")
-        axis.scatter(guess_lon, guess_lat, s=9, color=COLOURS[name], zorder=2, label="prediction")
-        axis.set_aspect(1 / max(math.cos(math.radians(float(np.mean(lat)))), 0.05), "datalim")
-        axis.set(title=TITLES[name], xlabel="longitude (°)", ylabel="latitude (°)")
-        axis.ticklabel_format(useOffset=False)
-        axis.locator_params(nbins=5)
-        axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9)
+        rows = photos.placed & np.isfinite(found["answers"]["lat"])
+        lat, middle = (
+            photos.lat[rows],
+            density.geographic_median(photos.lat[rows], photos.lon[rows]),
+        )
+        lon = unwrapped(photos.lon[rows], middle[1])
+        guess_lat = found["answers"]["lat"][rows]
+        guess_lon = lon + (found["answers"]["lon"][rows] - lon + 180) % 360 - 180  # the near way
+        seen = in_view(lat, lon)
+        ends = np.stack([[lon, lat], [guess_lon, guess_lat]]).transpose(2, 0, 1)
+        dress_axis(axis, box_around(lat[seen], lon[seen], 0.1))
+        axis.add_collection(LineCollection(list(ends), color=COLOURS[name], lw=0.6, alpha=0.5))
+        axis.scatter(lon, lat, s=14, color="#222", zorder=4, label="true position")
+        axis.scatter(guess_lon, guess_lat, s=9, color=COLOURS[name], zorder=3, label="prediction")
+        outside = int((~seen).sum())
+        axis.set_title(TITLES[name] + (f"; {outside} photos lie outside" if outside else ""))
+        axis.legend(frameon=True, framealpha=0.9, edgecolor="none", fontsize=9, loc="upper left")
     return save_figure(figure, path)
 
 

@@ -70,7 +70,7 @@ def held_out_answers(
         held = checkpoint["held_out"]
         found = {
             part: {k: v[known] for k, v in held[part].items()}
-            for part in ("answers", "trivial", "knn_errors", "log_likelihood")
+            for part in ("answers", "trivial", "knn_errors", "log_likelihood", "judged")
         }
         return {**found, "prior": held["prior"][known]}, photos.take(rows)
 

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import depth_map_generator
+import evaluate_gps_model
 import exif_extractor
 import gps_orientation_trainer
 from geophoto import depth_weights, orientations, targets
@@ -220,6 +221,62 @@ def trained(photo_set, tmp_path_factory) -> Trained:
     code, printed = quietly(gps_orientation_trainer.main, *training_arguments(data, checkpoints))
     assert code == 0, printed
     return Trained(data, checkpoints, printed)
+
+
+@pytest.fixture(scope="session")
+def evaluation(trained, tmp_path_factory) -> tuple[Path, str]:
+    """The folder of an evaluation of both models, and what was printed; nobody may write there."""
+    output = tmp_path_factory.mktemp("evaluation")
+    code, printed = quietly(
+        evaluate_gps_model.main, "--data-dir", trained.data, "--checkpoint-dir",
+        trained.checkpoints, "--output-dir", output, "--bootstrap", 200,
+    )  # fmt: skip
+    assert code == 0, printed
+    return output, printed
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium without any network; skipped where there is none. Of a module only: while
+    it lives, no other event loop can run."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        try:
+            running = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        except playwright.Error as error:
+            pytest.skip(f"{program} does not start: {error.message.splitlines()[0]}")
+        yield running
+        running.close()
+
+
+@contextlib.contextmanager
+def opened(browser, path: Path, width: int = 1280, scheme: str = "light"):
+    """A page of a file; whatever it asks of anyone, and every error in it, fails the test."""
+    view = {"width": width, "height": 900}
+    context = browser.new_context(viewport=view, color_scheme=scheme, offline=True)
+    page, wrong = context.new_page(), []
+    page.on("request", lambda r: wrong.append(r.url) if not r.url.startswith("data:") else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
+    page.goto(path.as_uri())
+    assert wrong.pop(0) == path.as_uri()
+    try:
+        yield page
+        assert not wrong
+    finally:
+        context.close()
+
+
+def faults(page) -> list[str]:
+    """Serious faults of accessibility that axe-core finds in a page."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    found = axe.Axe().run(page).response["violations"]
+    return [f"{one['id']}: {one['nodes'][0]['target']}" for one in found
+            if one["impact"] in ("serious", "critical")]  # fmt: skip
 
 
 def make_normalisation(lat=46.0, lon=7.0, spread_km=50.0, **more) -> targets.Normalisation:

@@ -613,7 +613,9 @@ def test_map_of_the_photo_set(photo_set, tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "density.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     page = (tmp_path / "density.html").read_text(encoding="utf-8")
-    shown = np.array(re.findall(r"\[(4\d\.\d+), ([67]\.\d+)\]", page), float)
+    content = json.loads(re.search(r'id="data">(.*?)</script>', page)[1])
+    shown = np.stack([content["lat"], content["lon"]], axis=1)
+    assert len(content["name"]) == len(shown) == 49
     truth = [(label["lat"], label["lon"]) for label in photo_set.truth.values() if label]
     apart = density.distance_km(*shown.T[:, :, None], *np.array(truth).T[:, None])
     assert apart.min(axis=0).max() < 1e-3

@@ -399,6 +399,16 @@ def test_a_photo_folder_that_cannot_be_listed_leaves_the_old_table(tmp_path, mon
     assert (data / "exif_data.json").read_bytes() == before
 
 
+def test_photos_without_any_position_are_not_sent_on(tmp_path):
+    """The trainer would refuse them, after the minutes that depth maps take."""
+    save(tmp_path / "images" / "a.jpg", exif_bytes({0x010F: b"Make"}))
+    done = run_script("--data-dir", tmp_path)
+    assert done.returncode == 0 and "no photo has a position" in done.stdout.splitlines()[-1]
+    assert "next:" not in done.stdout
+    save(tmp_path / "images" / "b.jpg", exif_bytes({0x010F: b"Make"}, gps=gps_of(1, 2)))
+    assert "next: python depth_map_generator.py" in run_script("--data-dir", tmp_path).stdout
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1", "cp437"])
 def test_output_that_cannot_show_a_name_shows_what_it_can(tmp_path, encoding):
     images = tmp_path / "images − 写真"
