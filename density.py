@@ -20,7 +20,7 @@ import os
 import shlex
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
@@ -64,6 +64,7 @@ BURST_SECONDS = 60  # photos of one camera at most this far apart belong to one 
 LARGEST_GROUP_SHARE = 0.4  # a grouping with a larger group cannot be split fairly
 DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not used as a label
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
+LOG_SECONDS = 30.0  # between two lines that tell in a log how far a long stage has come
 LEAST_RADIUS_KM = 1e-3  # no position is known better than to a metre
 
 # ---------------------------------------------------------------- files
@@ -77,13 +78,52 @@ def stop(message: str) -> NoReturn:
 
 def run_script(main: Callable[[], int]) -> NoReturn:
     """Run a script as a program: characters that the output's encoding lacks (cp1252 has no minus)
-    are shown as "?", Ctrl-C ends it with one line."""
+    are shown as "?"; Ctrl-C and SIGTERM end it with one line and exit code 130 or 143."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # None without a console
         sys.stdout.reconfigure(errors="replace")
+    import signal
+
+    own, ended = os.getpid(), []
+
+    def end(number: int, frame: object) -> None:
+        if os.getpid() != own:  # a process of this script's, forked from it
+            os._exit(128 + number)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
-        sys.exit(main())
+        code = main()
     except KeyboardInterrupt:
-        sys.exit(f"{Path(sys.argv[0]).name}: interrupted; the same command goes on from here")
+        name = Path(sys.argv[0]).name
+        print(f"\n{name}: interrupted; the same command goes on from here", file=sys.stderr)
+        code = 128 + (ended[0] if ended else signal.SIGINT)
+    sys.exit(code)
+
+
+class Lines:
+    """Makes lines of what tqdm draws, for a log."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if shown := text.strip():
+            self.stream.write(shown + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress(items: Iterable | None = None, **about):
+    """tqdm on stderr: a bar on a terminal, in a log a line every LOG_SECONDS."""
+    from tqdm import tqdm
+
+    if sys.stderr is None or sys.stderr.isatty():
+        return tqdm(items, **about)
+    form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left, {rate_fmt}"
+    often = {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+    return tqdm(items, **{**about, **often}, file=Lines(sys.stderr), bar_format=form)
 
 
 def silent(message: str) -> None:
@@ -536,14 +576,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def draw_maps(data_dir: Path, image_dir: Path, bandwidth_km: float | None) -> None:
     """Write both maps of the table's positions, by a kernel of the usual width if none is given."""
-    from tqdm import tqdm
-
     from geophoto.maps import kernel_km, write_density_page
 
     names, lat, lon = read_places(data_dir)
     bandwidth_km = bandwidth_km or kernel_km(lat, lon)
     draw_map(lat, lon, bandwidth_km, data_dir / "density.png")
-    write_density_page(data_dir / "density.html", names, lat, lon, image_dir, bandwidth_km, tqdm)
+    page = data_dir / "density.html"
+    write_density_page(page, names, lat, lon, image_dir, bandwidth_km, progress)
     print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html, "
           f"kernel {bandwidth_km:.3g} km")  # fmt: skip
 

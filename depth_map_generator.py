@@ -38,6 +38,7 @@ from density import (  # before NumPy and torch: see there
     file_sha256,
     next_command,
     one_line_for_files,
+    progress,
     ready_to_write,
     run_script,
     spread_order,
@@ -299,8 +300,6 @@ def run_jobs(
 
     Reading and writing run in threads beside the network, at most a few photos ahead of it.
     """
-    from tqdm import tqdm
-
     outcomes: dict[str, tuple[str, str]] = {}
     writing: deque[tuple[Job, Future]] = deque()
     network_s = 0.0
@@ -308,7 +307,7 @@ def run_jobs(
     with (
         ThreadPoolExecutor(workers) as readers,
         ThreadPoolExecutor(workers) as writers,
-        tqdm(total=len(jobs), unit="photo", disable=quiet) as progress,
+        progress(total=len(jobs), desc="depth maps", unit="photo", disable=quiet) as bar,
     ):
         reading = read_ahead(readers, jobs, workers + batch_size, options)
         batches = batch_by_shape(reading, batch_size, outcomes)
@@ -317,7 +316,7 @@ def run_jobs(
                 job, future = writing.popleft()
                 error = future.exception()
                 outcomes[job.filename] = failure(error) if error else future.result()
-            progress.update(len(outcomes) - progress.n)
+            bar.update(len(outcomes) - bar.n)
             if not batch:
                 break
             depths: list[np.ndarray | Exception | None] = [None] * len(batch)

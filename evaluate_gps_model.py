@@ -29,6 +29,7 @@ import density  # before NumPy and torch: see there
 # isort: split
 import numpy as np
 
+from density import progress
 from geophoto.findings import findings
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
@@ -84,8 +85,6 @@ def evaluate(
     seed: int,
 ) -> None:
     """Evaluate the models that are there on what each did not see; write everything."""
-    from tqdm import tqdm
-
     from geophoto.checkpoints import read_checkpoint  # torch takes seconds to load
     from geophoto.predictions import held_out_answers
 
@@ -106,7 +105,7 @@ def evaluate(
         checkpoints[name] = checkpoint = read_checkpoint(path, print)
         if checkpoint["table_sha256"] != table_sha256:
             print(f"note: exif_data.json has changed since {path.name} was trained")
-        found, held = held_out_answers(checkpoint, photos, data_dir, precision, tqdm, print)
+        found, held = held_out_answers(checkpoint, photos, data_dir, precision, progress, print)
         groups = groups_of(checkpoint, held.names)
         if not len(held):
             density.stop(f"{data_dir / 'exif_data.json'} holds no photo that {path} was tested on")
@@ -125,7 +124,9 @@ def evaluate(
     write_geojson(output_dir / "predictions.geojson", rows)
     draw_figures(models, metrics, image_dir, output_dir)
     about = describe(checkpoints, models, draws, checkpoint_dir, data_dir)
-    write_report(output_dir / "report.html", metrics, difference, models, image_dir, about, tqdm)
+    write_report(
+        output_dir / "report.html", metrics, difference, models, image_dir, about, progress
+    )
     print_table(table_rows(metrics))
     print()
     print_table(interval_rows(metrics))
@@ -228,8 +229,6 @@ def predict_unknown(
     as_json: bool = False,
 ) -> int:
     """Tell where, when, how high and which way up for photos without EXIF; returns failures."""
-    from tqdm import tqdm
-
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor, predict_unlabelled
 
@@ -241,7 +240,7 @@ def predict_unknown(
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
-    frame = predict_unlabelled(predictor, named, tqdm, tell)
+    frame = predict_unlabelled(predictor, named, progress, tell)
     rows, left_out = records_of(frame), frame.attrs["left_out"]
     content = {"model": checkpoint["settings"]["inputs"], "photos": rows, "left_out": left_out}
     if rows:
@@ -322,8 +321,6 @@ def verify_table(
     as_json: bool,
 ) -> int:
     """Rank the photos of the table by how little their claims fit; returns how many were unread."""
-    from tqdm import tqdm
-
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import verify_claims
     from geophoto.verification import write_page
@@ -332,7 +329,7 @@ def verify_table(
     photos = photos_of(read_table(data_dir), image_dir)
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
     density.ready_to_write(output_dir)
-    frame = verify_claims(checkpoint, photos, data_dir, precision, tqdm, tell)
+    frame = verify_claims(checkpoint, photos, data_dir, precision, progress, tell)
     rows = records_of(frame)
     summary = plain(frame.attrs["summary"])
     content = {"model": checkpoint["settings"]["inputs"], "summary": summary, "photos": rows}
@@ -380,8 +377,6 @@ def place(
     """Place the photos of the table that have no position, by time, picture, day and folder; report
     how well that goes where positions are known and hidden. Returns the answers, one row a photo.
     """
-    from tqdm import tqdm
-
     from geophoto.hiding import measure, summarise
     from geophoto.library import library_of, place_library, see_pictures, write_placed
 
@@ -398,14 +393,22 @@ def place(
 
         checkpoint = read_checkpoint(file, print)
         shots, sure, records = see_pictures(
-            shots, photos, checkpoint, checkpoint_dir, data_dir, precision, certainty, tqdm, print
+            shots,
+            photos,
+            checkpoint,
+            checkpoint_dir,
+            data_dir,
+            precision,
+            certainty,
+            progress,
+            print,
         )
         kind = "RGB+depth" if checkpoint["model_config"]["use_depth"] else "RGB"
         model = f"time and {kind} {checkpoint['model_config']['backbone']}"
     else:
         print(f"no {file}: photos are placed by time, day and folder alone")
     placed = place_library(shots, asked, records)
-    report = summarise(measure(shots, sure, lambda ways: tqdm(ways, desc="hiding")))
+    report = summarise(measure(shots, sure, lambda ways: progress(ways, desc="hiding")))
     write_placed(output_dir, placed, report, model)
     print_report(report)
     for line in placed.attrs["clocks"]:
@@ -445,8 +448,6 @@ def print_report(report) -> None:
 def write(image_dir: Path, output_dir: Path, kind: str, folder: Path, every: bool, dry_run: bool):
     """Write the answers of --place as sidecars or into copies; on a dry run only show what would be
     written. Returns what became of every photo, one row each."""
-    from tqdm import tqdm
-
     from geophoto.library import read_placed
     from geophoto.write_back import plan, plan_table, write_back
 
@@ -459,7 +460,7 @@ def write(image_dir: Path, output_dir: Path, kind: str, folder: Path, every: boo
         table = plan_table(items)
     else:
         density.ready_to_write(output_dir, folder)
-        table = write_back(items, journal, lambda pairs: tqdm(pairs, unit=" files"))
+        table = write_back(items, journal, lambda pairs: progress(pairs, unit=" files"))
     for row in table.to_dict("records"):
         if row["action"] == "skip":
             print(f"{row['filename']}: not written: {row['why']}")

@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from density import (
     EARTH_RADIUS_KM,
     next_command,
     one_line_for_files,
+    progress,
     run_script,
     stop,
     sweep_temporaries,
@@ -275,11 +275,7 @@ class _Progress:
         if self.bar:
             self.bar.update(count)
         elif time.monotonic() - self.begun > 1:
-            from tqdm import tqdm
-
-            about = {"total": self.total, "initial": self.done, "unit": " photos", "desc": "exif"}
-            every = 0.1 if sys.stderr.isatty() else 30  # seconds; a log is no terminal
-            self.bar = tqdm(file=sys.stderr, mininterval=every, **about)
+            self.bar = progress(total=self.total, initial=self.done, unit="photo", desc="exif")
 
     def close(self) -> None:
         if self.bar:

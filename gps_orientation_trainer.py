@@ -266,7 +266,7 @@ def train_finetune(
 
 def bar(items: Iterable, **about) -> Iterable:
     """A bar on stderr, of the first process alone."""
-    return tqdm(items, disable=rank() > 0, **about)
+    return density.progress(items, disable=rank() > 0, **about)
 
 
 # ---------------------------------------------------------------- what is told

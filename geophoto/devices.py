@@ -72,7 +72,10 @@ def photo_threads(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     with one_thread():  # and what follows has all cores again
         each = (cores // count,)
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=each) as pool:
-            yield pool
+            try:
+                yield pool
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C: not what waits
 
 
 def processes() -> int:

@@ -1,6 +1,7 @@
 """Files and the globe: against analytic values, high precision, brute force and a kill."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mpmath
@@ -650,3 +652,59 @@ def test_map_without_a_table_is_one_line_and_exit_2(tmp_path, content):
 def test_map_leaves_doubted_positions_out(tmp_path):
     write_positions(tmp_path, [(0.0, 0.0)], "gps_zero;no_time")
     assert quietly(density.main, "--data-dir", tmp_path)[0] == 2
+
+
+# ---------------------------------------------------------------- progress, interruptions
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(density, "LOG_SECONDS", 0.2)
+    begun = time.monotonic()
+    for _ in density.progress(range(300), desc="photos", unit="photo"):
+        time.sleep(0.003)
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) <= 2 + (time.monotonic() - begun) / 0.2
+    assert all(re.match(r"photos: \d+ of 300, .* passed, .* left", line) for line in lines)
+
+
+def test_short_work_leaves_no_line_in_a_log(capsys):
+    assert list(density.progress(range(1000), desc="photos")) == list(range(1000))
+    with density.progress(total=5, desc="photos") as bar:
+        bar.update(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    list(density.progress(range(3), desc="photos"))
+    assert "\r" in sys.stderr.getvalue() and "100%" in sys.stderr.getvalue()
+
+
+WAITING = """
+import density, os, sys, time
+def main():
+    if not os.fork():
+        print(os.getpid(), flush=True)
+    time.sleep(60)
+density.run_script(main)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_script_with_one_line(number):
+    """And a process forked from it, which a handler of the script's must not keep alive."""
+    script = subprocess.Popen(
+        [sys.executable, "-c", WAITING], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    child = int(script.stdout.readline())
+    os.kill(child, signal.SIGTERM)
+    script.send_signal(number)
+    _, told = script.communicate(timeout=20)  # ends when the child has let go of the pipes too
+    assert script.returncode == 128 + number
+    assert told.strip().endswith("interrupted; the same command goes on from here")
+    assert told.strip().count("\n") == 0 and "Traceback" not in told

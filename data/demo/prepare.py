@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
 from companions import SECOND, sidecar, with_claims, with_second_camera  # noqa: E402
 
-from density import stop, sweep_temporaries, write_atomically  # noqa: E402
+from density import progress, stop, sweep_temporaries, write_atomically  # noqa: E402
 
 # ---------------------------------------------------------------- settings
 
@@ -430,9 +430,7 @@ def render_all(todo: list[Shot], output_dir: Path, seed: int, workers: int) -> N
     """Render photos over worker processes, with a progress bar."""
     import multiprocessing
 
-    from tqdm import tqdm
-
-    bar = tqdm(total=len(todo), desc="photographs", unit="photo")
+    bar = progress(total=len(todo), desc="photographs", unit="photo")
     # Forked workers share the island already built; where fork is not usual they build their own.
     context = multiprocessing.get_context("fork" if sys.platform.startswith("linux") else "spawn")
     with bar, ProcessPoolExecutor(max(1, min(workers, len(todo))), context) as pool:
