@@ -256,10 +256,10 @@ def fill_cache(place: tuple, keys, load, features, precision: Precision, bar, ti
     first = from_first(lambda: lacking)
     own = list(first.values())[rank() :: processes()]
     found = compute_rows(cache, own, keys, load, features, precision, bar, title)
-    failed = {i: reason for part in from_all(found) for i, reason in part.items()}
     if rank():
-        cache.close()
-    else:
+        cache.close()  # before the first process hears of it and takes it in
+    failed = {i: reason for part in from_all(found) for i, reason in part.items()}
+    if not rank():
         cache.take_in_parts()
         failed |= {i: failed[first[k]] for i, k in enumerate(keys) if k not in cache.row_of}
     return StoredFeatures(cache, [cache.row_of.get(key, -1) for key in keys]), failed
