@@ -152,15 +152,21 @@ def place_library(shots: Shots, asked: np.ndarray, records: dict[str, dict] | No
     carries the answer, and in words why; `records` are what a model says of their pictures."""
     import pandas as pd
 
-    visible = np.isfinite(shots.places[:, 0])
-    placer = learn_to_place(shots, visible)
-    found = placer.answer(asked)
+    placer = learn_to_place(shots, np.isfinite(shots.places[:, 0]))
+    rows = placed_rows(shots, asked, placer.answer(asked), records or {}) if len(asked) else []
+    plain = [{name: tidy(value) for name, value in row.items()} for row in rows]
+    placed = pd.DataFrame(plain, columns=list(COLUMNS)).astype({"altitude_m": float})
+    placed.attrs["clocks"] = clock_lines(placer.timeline)
+    return placed
+
+
+def placed_rows(shots: Shots, asked: np.ndarray, found: Answers, records: dict) -> list[dict]:
+    """A record of each answer."""
     lat, lon = density.lat_lon(found.points)
-    carrier = by_carrier(found.carried)
-    words = reasons(shots, asked, found)
+    carrier, words = by_carrier(found.carried), reasons(shots, asked, found)
     rows = []
     for i, row in enumerate(asked.tolist()):
-        told = (records or {}).get(shots.names[row], {})
+        told = records.get(shots.names[row], {})
         high = told.get("altitude_m") if told.get("altitude_confident") else None
         rows.append({
             "filename": shots.names[row], "latitude": lat[i], "longitude": lon[i],
@@ -168,10 +174,7 @@ def place_library(shots: Shots, asked: np.ndarray, records: dict[str, dict] | No
             "confident": bool(found.confident[i]), "carried_by": CARRIERS[carrier[i].argmax()],
             "why": words[i], "altitude_m": high,
         })  # fmt: skip
-    plain = [{name: tidy(value) for name, value in row.items()} for row in rows]
-    placed = pd.DataFrame(plain, columns=list(COLUMNS)).astype({"altitude_m": float})
-    placed.attrs["clocks"] = clock_lines(placer.timeline)
-    return placed
+    return rows
 
 
 def clock_lines(timeline) -> list[str]:

@@ -191,6 +191,21 @@ def test_another_persons_camera_counts_for_nothing(how):
         assert not side.other.any()
 
 
+@pytest.mark.parametrize("minutes", [37, -95])
+def test_cameras_that_know_utc_tell_together_what_anothers_clock_is(minutes):
+    """Three cameras, each with days of its own: none alone has met the companion often enough."""
+    rng = np.random.default_rng(8)
+    parts = [walk(rng, days=4, camera=k, start_day=10 * k) for k in range(3)]
+    for one in parts[:3]:
+        parts.append(companion(rng, one, minutes * 60, every=12) | {"camera": np.full(4, 3)})
+    shots = shots_from(*parts)
+    shots.by_place[shots.camera == 3] = True
+    placer = placing.learn_to_place(shots, np.ones(len(shots), bool))
+    for other in range(3):
+        assert placer.timeline.together(3, other)
+        assert placer.timeline.clocks[3, other].shift_s == pytest.approx(-minutes * 60, abs=60)
+
+
 def test_an_unrelated_camera_is_placed_nowhere_confidently():
     """Its photos fall into the hours of the others, in the same folder; none has a place."""
     rng = np.random.default_rng(4)
@@ -336,6 +351,23 @@ def test_a_library_is_placed_without_a_model(photo_set, tmp_path):
     frame, model = library.read_placed(tmp_path / "placed.json")
     assert model == "time" and list(frame["filename"]) == names
     assert len((tmp_path / "placed.csv").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_where_all_have_a_position_none_is_placed_and_the_report_is_there(photo_set, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = json.loads((photo_set.data / "exif_data.json").read_text(encoding="utf-8"))
+    rows = [row for row in rows if row["gps_latitude"] is not None]
+    (data / "exif_data.json").write_text(json.dumps(rows))
+    code, printed = quietly(
+        evaluator.main, "--data-dir", data, "--image-dir", photo_set.images, "--output-dir",
+        tmp_path, "--checkpoint-dir", tmp_path / "none", "--place",
+    )  # fmt: skip
+    assert code == 0 and "\n0 photos placed by time" in printed and "nearest in time" in printed
+    content = json.loads((tmp_path / "placed.json").read_text(encoding="utf-8"))
+    assert content["photos"] == [] and content["report"]
+    frame, _ = library.read_placed(tmp_path / "placed.json")
+    assert len(frame) == 0
 
 
 def test_too_few_places_end_the_run_in_one_line(photo_set, tmp_path):
