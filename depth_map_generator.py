@@ -393,11 +393,13 @@ def generate_depth_maps(
     overwrite: bool, contact_sheet: bool,
 ) -> int:  # fmt: skip
     """Do the whole stage with the settings of the same names; returns the exit code."""
+    from tqdm import tqdm
+
     rank, world = join_ranks()
     table, image_dir = read_table(data_dir, image_dir), image_dir or data_dir / "images"
     if rank > 0:
         meet(world)  # rank 0 alone downloads, sweeps and compares bytes
-    sha256 = file_sha256(find_weights(depth_model, checkpoint_dir, print))
+    sha256 = file_sha256(find_weights(depth_model, checkpoint_dir, print, tqdm))
     if rank == 0:
         sweep_temporaries(data_dir / "depths")
         bring_index_up_to_date(table, data_dir, image_dir)

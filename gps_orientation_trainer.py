@@ -141,7 +141,8 @@ def start_network(
     """The network of `rgb` or `depth` with pretrained weights, or random ones without a choice;
     notes their identity."""
     network = create_network(backbone, name == "depth", options["seed"])
-    options["weights"] = backbones.load_backbone_weights(network, checkpoint_dir, weights, print)
+    load = backbones.load_backbone_weights
+    options["weights"] = load(network, checkpoint_dir, weights, print, bar)
     return network
 
 

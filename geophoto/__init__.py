@@ -13,6 +13,7 @@
     readers        reading processes that a hostile file cannot harm
     thumbnails     small pictures of photos inside a page
     origins        what maps and features were made from: bytes of a photo, how it was turned
+    downloads      named files from the network: resumed, checked, whole
     depth_weights  weights of Depth-Anything-V2: sources and names
     depth_network  Depth-Anything-V2: build it, run it on a photo
     depth_maps     depths/: where maps lie, how they are read, pictures of them

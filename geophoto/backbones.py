@@ -16,6 +16,7 @@ from torch import nn
 
 import density
 from density import file_sha256
+from geophoto import downloads
 from geophoto.network import GPSPredictionNet
 
 LITE0 = "tf_efficientnet_lite0"
@@ -37,6 +38,7 @@ def load_backbone_weights(
     checkpoint_dir: Path,
     weights: str | None = "imagenet",
     say: Callable[[str], None] = density.silent,
+    bar: Callable = downloads.plain,
 ) -> str:
     """Fill both branches with pretrained weights (imagenet, eigenplaces, a file; None: they stay
     random); returns their identity for cache and checkpoint.
@@ -52,7 +54,7 @@ def load_backbone_weights(
     elif backbone == LITE0:
         values = lite0_weights(network.rgb_branch)
     else:
-        values = downloaded_weights(backbone, checkpoint_dir)
+        values = downloaded_weights(backbone, checkpoint_dir, bar)
     values = {k: v for k, v in values.items() if k in network.rgb_branch.state_dict()}
     try:
         network.rgb_branch.load_state_dict(values)
@@ -93,30 +95,40 @@ def lite0_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: other for (name, _), other in pairs}
 
 
-def downloaded_weights(backbone: str, checkpoint_dir: Path) -> dict[str, torch.Tensor]:
-    """Weights from CHECKPOINT_DIR or, three tries, from the network; stops when there are none."""
+def downloaded_weights(
+    backbone: str, checkpoint_dir: Path, bar: Callable = downloads.plain
+) -> dict[str, torch.Tensor]:
+    """Weights from CHECKPOINT_DIR or from the network; stops when there are none."""
     file = checkpoint_dir / (RESNET50_FILE if backbone == "resnet50" else f"{backbone}.pth")
-    reason = f"no file {file}"
-    for attempt in range(3):
-        if file.is_file():
-            if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
-                density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
-            return torch.load(file, map_location="cpu", weights_only=True)
-        try:
-            if backbone != "resnet50":
-                import timm
+    try:
+        if backbone == "resnet50" and not file.is_file():
+            downloads.fetch(RESNET50_URL, file, RESNET50_SHA256, bar)
+        elif not file.is_file():
+            return from_timm(backbone)
+    except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
+        density.stop(
+            f"no ImageNet weights for {backbone} ({type(error).__name__}: {str(error)[:200]}). "
+            f"Put {file.name} into {checkpoint_dir}/"
+            + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" * (backbone == "resnet50"))
+            + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
+        )
+    if backbone == "resnet50" and file_sha256(file) != RESNET50_SHA256:
+        density.stop(f"{file} is damaged: its sha256 is not {RESNET50_SHA256}")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
-                return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
-            checkpoint_dir.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(RESNET50_URL, str(file), hash_prefix=RESNET50_SHA256)
-        except Exception as error:  # urllib, hub and timm raise many kinds; each means no weights
-            reason = f"{type(error).__name__}: {str(error)[:120]}"
+
+def from_timm(backbone: str, tries: int = 3) -> dict[str, torch.Tensor]:
+    """Weights from where timm keeps them; what the last try raised when there are none."""
+    import timm
+
+    for attempt in range(1, tries + 1):
+        try:
+            return timm.create_model(backbone, pretrained=True, num_classes=0).state_dict()
+        except Exception:
+            if attempt == tries:
+                raise
             time.sleep(attempt)
-    density.stop(
-        f"no ImageNet weights for {backbone} ({reason}). Put {file.name} into {checkpoint_dir}/"
-        + (f" (from {RESNET50_URL}, sha256 {RESNET50_SHA256})" if backbone == "resnet50" else "")
-        + f", or use --backbone {LITE0} (weights installed), or --no-pretrained"
-    )
+    raise AssertionError("not reached")
 
 
 # ---------------------------------------------------------------- other weights

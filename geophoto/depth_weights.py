@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import re
-import socket
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from density import silent, stop
+from geophoto import downloads
 
 if TYPE_CHECKING:
     import torch
@@ -139,27 +138,16 @@ def weights_url(name: str) -> str:
 
 
 def download_weights(
-    name: str, path: Path, tries: int = 3, say: Callable[[str], None] = silent
+    name: str, path: Path, say: Callable[[str], None] = silent, bar: Callable = downloads.plain
 ) -> None:
     """Fetch a known official file to `path`, whole and with the published sha256, or stop."""
-    import torch
-
     url, sha256 = weights_url(name), KNOWN_SHA256[name]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # of killed downloads
-        if time.time() - left.stat().st_mtime > 600:
-            left.unlink(missing_ok=True)
-    say(f"downloading {url}")
-    for attempt in range(1, tries + 1):
-        try:  # writes a temporary, checks the sha256, then renames
-            return torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-        except (OSError, RuntimeError, ValueError) as error:
-            reason = error
-            if isinstance(getattr(error, "reason", None), socket.gaierror):
-                break  # no network at all: trying again cannot help
-            time.sleep(attempt)
-    stop(f"no weights ({reason}): put {path} there yourself, from {url} (sha256 {sha256}), "
-         "or take the small model that comes with the code: --depth-model demo")  # fmt: skip
+    say(f"downloading {downloads.address(url)}")
+    try:
+        downloads.fetch(url, path, sha256, bar)
+    except OSError as error:
+        stop(f"no weights ({error}): put {path} there yourself, from {url} (sha256 {sha256}), "
+             "or take the small model that comes with the code: --depth-model demo")  # fmt: skip
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -178,7 +166,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
 
 def find_weights(
-    model: str, checkpoint_dir: str | Path, say: Callable[[str], None] = silent
+    model: str,
+    checkpoint_dir: str | Path,
+    say: Callable[[str], None] = silent,
+    bar: Callable = downloads.plain,
 ) -> Path:
     """The file that `model` means, downloaded if need be; or stop, saying what to do.
 
@@ -196,7 +187,7 @@ def find_weights(
             stop(f"no depth model {model}: {str(error).splitlines()[0]}")
     path = Path(checkpoint_dir) / f"depth_anything_v2_{model}.pth" if named else Path(model)
     if not path.exists() and model in KNOWN_SHA256:
-        download_weights(model, path, say=say)
+        download_weights(model, path, say, bar)
     if not path.is_file():
         comes = ", though it comes with the code" if model == "demo" else ""
         stop(f"no weights: {path} does not exist{comes}")

@@ -3,6 +3,7 @@
 import hashlib
 import time
 import urllib.error
+import urllib.request
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_weights_that_cannot_be_had_name_three_remedies(tmp_path, capsys, monkey
         tries.append(arguments)
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     monkeypatch.setattr("timm.create_model", unreachable)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(SystemExit) as end:

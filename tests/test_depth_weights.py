@@ -1,18 +1,14 @@
 """Formats and sources of depth weights."""
 
-import os
 import pickle
 import random
-import time
-import urllib.error
-from pathlib import Path
 
 import pytest
 import torch
 from rule_weights import tiny_weights
 
 import depth_map_generator
-from geophoto import depth_network, depth_weights
+from geophoto import depth_network, depth_weights, downloads
 
 # ---------------------------------------------------------------- formats of weights
 
@@ -83,35 +79,28 @@ def test_hub_folders_of_other_networks_stop_with_one_line(tmp_path, capsys):
 
 
 def test_absent_weights_name_file_url_and_sha256(collection, tmp_path, capsys, monkeypatch):
-    calls = []
+    def no_network(url, path, sha256, bar):
+        raise OSError("refused")
 
-    def no_network(url, destination, hash_prefix):
-        calls.append(url)
-        raise urllib.error.URLError(ConnectionRefusedError("refused"))
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", no_network)
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(downloads, "fetch", no_network)
     with pytest.raises(SystemExit) as end:
         depth_map_generator.main(
             ["--data-dir", str(collection), "--checkpoint-dir", str(tmp_path / "weights")]
         )
     error = capsys.readouterr().err
-    assert end.value.code == 2 and error.count("\n") == 1 and len(calls) == 3
+    assert end.value.code == 2 and error.count("\n") == 1
     assert str(tmp_path / "weights" / "depth_anything_v2_vits.pth") in error
     assert depth_weights.KNOWN_SHA256["vits"] in error and "--depth-model demo" in error
     assert "Depth-Anything-V2-Small/resolve/main/depth_anything_v2_vits.pth" in error
 
 
 def test_download_is_checked_against_the_published_sha256(tmp_path, monkeypatch):
-    def deliver(url, destination, hash_prefix):
-        assert hash_prefix == depth_weights.KNOWN_SHA256["metric_vkitti_vitl"]
+    def deliver(url, path, sha256, bar):
+        assert sha256 == depth_weights.KNOWN_SHA256["metric_vkitti_vitl"]
         assert url.endswith("V2-Metric-VKITTI-Large/resolve/main/"
                             "depth_anything_v2_metric_vkitti_vitl.pth")  # fmt: skip
-        Path(destination).write_bytes(b"weights")
+        path.write_bytes(b"weights")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", deliver)
-    left = tmp_path / "depth_anything_v2_metric_vkitti_vitl.pth.0123.partial"
-    left.touch()
-    os.utime(left, (0, 0))
+    monkeypatch.setattr(downloads, "fetch", deliver)
     path = depth_weights.find_weights("metric_vkitti_vitl", tmp_path)
-    assert path.read_bytes() == b"weights" and not left.exists()
+    assert path.read_bytes() == b"weights"
