@@ -150,18 +150,26 @@ def plot_confusion(metrics: dict, path: Path) -> Path:
     return save_figure(figure, path)
 
 
+TRIED = 8  # photos of each eighth that are looked at
+
+
 def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
-    """Held-out photos of the first model from best to worst, truth and answer below each."""
+    """Held-out photos of the first model from the best to the worst position: of each eighth of
+    them the one with most contrast among a few, for the dark and the plain tell the eye little."""
     name, (found, photos, _) = next(iter(models.items()))
     km = answer_errors(found["answers"], photos)["gps"]
     order = [i for i in np.argsort(km) if np.isfinite(km[i])]
     order = [i for i in order if os.path.isfile(photo_file(image_dir, photos.names[i]))]
-    wanted = np.linspace(0, 1, min(8, len(order))) * (len(order) - 1)
-    shown: dict[int, np.ndarray | None] = {order[round(q)]: None for q in wanted}
-    for i in shown:
-        with suppress(OSError, ValueError):  # what lies there is no photo any more
-            shown[i] = np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480))
-    chosen = [i for i, pixels in shown.items() if pixels is not None]
+    shown: dict[int, np.ndarray] = {}
+    for part in np.array_split(np.array(order, int), min(8, len(order))) if order else ():
+        seen = {}
+        for i in part[:: max(1, len(part) // TRIED)]:
+            with suppress(OSError, ValueError):  # what lies there is no photo any more
+                seen[i] = np.asarray(open_upright(photo_file(image_dir, photos.names[i]), 480))
+        if seen:
+            best = max(seen, key=lambda i, seen=seen: seen[i].std())  # type: ignore[misc]
+            shown[best] = seen[best]
+    chosen = list(shown)
     if not chosen:
         return None
     figure, axes = new_figure(len(chosen), 2.9, 2.9)
@@ -173,11 +181,14 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
     for axis, i in zip(axes, chosen, strict=False):
         axis.imshow(shown[i])
         answers = found["answers"]
-        lines = [f"{distance_label(km[i])} off (±{distance_label(answers['radius90_km'][i])})"]
-        if photos.minutes[i] == photos.minutes[i]:
-            lines.append(f"{clock(answers['minutes'][i])}, true {clock(photos.minutes[i])}")
-        if photos.altitude[i] == photos.altitude[i]:
-            lines.append(f"{answers['altitude'][i]:.0f} m, true {photos.altitude[i]:.0f} m")
+        radius = distance_label(answers["radius90_km"][i])
+        lines = [f"{distance_label(km[i])} off, 90 % sure within {radius}"]
+        if np.isfinite(photos.minutes[i]) and np.isfinite(answers["minutes"][i]):
+            told = clock(answers["minutes"][i])
+            lines.append(f"taken at {clock(photos.minutes[i])}, guessed {told}")
+        if np.isfinite(photos.altitude[i]) and np.isfinite(answers["altitude"][i]):
+            told = f"{answers['altitude'][i]:.0f} m"
+            lines.append(f"at {photos.altitude[i]:.0f} m, guessed {told}")
         axis.set_title("\n".join(lines), fontsize=9)
     figure.suptitle(f"{TITLES[name]}: held-out photos from the best to the worst position")
     return save_figure(figure, path)
