@@ -48,8 +48,8 @@ from geophoto.records import (
     groups_of,
     places_text,
     plain,
+    plain_rows,
     prediction_rows,
-    records_of,
     write_geojson,
     write_json,
     write_rows,
@@ -241,7 +241,7 @@ def predict_unknown(
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
     frame = predict_unlabelled(predictor, named, progress, tell)
-    rows, left_out = records_of(frame), frame.attrs["left_out"]
+    rows, left_out = plain_rows(frame), frame.attrs["left_out"]
     content = {"model": checkpoint["settings"]["inputs"], "photos": rows, "left_out": left_out}
     if rows:
         flat = [{**row, "places": places_text(row["places"])} for row in rows]
@@ -330,7 +330,7 @@ def verify_table(
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
     density.ready_to_write(output_dir)
     frame = verify_claims(checkpoint, photos, data_dir, precision, progress, tell)
-    rows = records_of(frame)
+    rows = plain_rows(frame)
     summary = plain(frame.attrs["summary"])
     content = {"model": checkpoint["settings"]["inputs"], "summary": summary, "photos": rows}
     write_rows(output_dir / "verification.csv", rows)

@@ -140,11 +140,6 @@ def places_text(places: list[dict]) -> str:
 # ---------------------------------------------------------------- files
 
 
-def records_of(frame: pd.DataFrame) -> list[dict]:
-    """The rows of a frame as plain values, None where there is none."""
-    return [{k: tidy(v) for k, v in row.items()} for row in frame.to_dict("records")]
-
-
 def write_json(path: Path, content: dict) -> None:
     with density.write_atomically(path, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1, ensure_ascii=False, allow_nan=False)
