@@ -699,7 +699,8 @@ def test_a_signal_ends_a_script_with_one_line(number):
     """And a process forked from it, which a handler of the script's must not keep alive."""
     script = subprocess.Popen(
         [sys.executable, "-c", WAITING], cwd=REPOSITORY, text=True, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.PIPE,  # what a shell runs in the background ignores Ctrl-C: not this one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     child = int(script.stdout.readline())
     os.kill(child, signal.SIGTERM)
