@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from companions import CLOCK_MINUTES, SECOND, TRUE  # noqa: E402
 from prepare import read_truth  # noqa: E402
 
-from density import distance_km, stop, write_atomically  # noqa: E402
+from density import distance_km, progress, stop, write_atomically  # noqa: E402
 
 
 def read_json(path: Path, action: str) -> dict:
@@ -31,15 +31,13 @@ def read_json(path: Path, action: str) -> dict:
 
 def picture_places(truth: list[dict], demo: Path, checkpoints: Path) -> tuple:
     """Where the pictures alone say that photos were taken."""
-    from tqdm import tqdm
-
     from geophoto.checkpoints import read_checkpoint
     from geophoto.predictions import Predictor, predict_unlabelled
 
     checkpoint = read_checkpoint(checkpoints / "best_gps_model.pth", print)
     predictor = Predictor(checkpoint, checkpoints, "auto", 0.6)
     files = [(row["filename"], demo / "images" / row["filename"]) for row in truth]
-    told = predict_unlabelled(predictor, files, tqdm)
+    told = predict_unlabelled(predictor, files, progress)
     return told["latitude"].to_numpy(), told["longitude"].to_numpy()
 
 
