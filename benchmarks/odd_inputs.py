@@ -9,7 +9,7 @@ that cannot teach (damaged, without a map) are in `odd` alone. Prints every chec
 one fails: no traceback, every file accounted for by name, figures of `odd` within 2 % of `plain`.
 
     python benchmarks/odd_inputs.py
-    python benchmarks/odd_inputs.py --keep /tmp/odd --photos data/images
+    python benchmarks/odd_inputs.py --keep odd --photos data/images
 """
 
 import argparse
