@@ -237,7 +237,7 @@ def predict_unknown(
     # no CSV holds other bytes than text's
     names = [os.fsencode(spelled).decode(errors="backslashreplace") for spelled in files]
     named = list(zip(names, files.values(), strict=True))
-    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell)
+    checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell, with_private=False)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
     frame = predict_unlabelled(predictor, named, progress, tell)

@@ -7,6 +7,7 @@ Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_mo
     python gps_orientation_trainer.py
     python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
     python gps_orientation_trainer.py --mode finetune --image-size 512   # end to end, with a GPU
+    python gps_orientation_trainer.py --strip checkpoints/best_gps_model.pth   # a copy to share
     torchrun --nproc_per_node=2 gps_orientation_trainer.py   # with two, in either mode
 """
 
@@ -25,7 +26,16 @@ import numpy as np
 from tqdm import tqdm
 
 from density import file_sha256, next_command
-from geophoto import backbones, checkpoints, densities, features, finetune, frozen
+from geophoto import (
+    archives,
+    backbones,
+    checkpoints,
+    densities,
+    features,
+    finetune,
+    frozen,
+    sharing,
+)
 from geophoto.baselines import mean_figures
 from geophoto.depth_maps import read_depth_model, without_map
 from geophoto.devices import (
@@ -128,6 +138,8 @@ def train_models(
                 "table_sha256": table_sha256,
                 **checkpoint,
             }
+            if not options["gallery"]:
+                content = sharing.without_gallery(content, photos.lat, photos.lon)
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
     if rank() == 0:
@@ -199,7 +211,7 @@ def train_frozen(
     for fold in range(options["folds"]):
         if fold not in done["folds"]:
             done["folds"][fold] = frozen.train_fold(data, fold_of, fold, precision, options, shared)
-            checkpoints.save(last, {**done, "identity": identity})
+            archives.save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
     results = [done["folds"][fold] for fold in range(options["folds"])]
     history = [row for result in results for row in result["history"]]
@@ -214,6 +226,9 @@ def train_frozen(
     return {
         "normalisation": vars(trainer.normalisation),
         "densities": densities.as_plain(densities.combine_folds(results)),
+        "densities_alone": densities.as_plain(densities.combine_folds(results, alone=True))
+        if options["gallery"]
+        else None,
         "split": {**split, "fold": fold_of.tolist(), "left_out": failed},
         "gallery": trainer.gallery() if options["gallery"] else None,
         "held_out": frozen.in_order(results, len(photos)),
@@ -249,7 +264,7 @@ def train_finetune(
         checkpoints.write_metrics(paths["checkpoints"], inputs, history)
         if state:
             content = {"identity": identity, "history": history, "training": state}
-            checkpoints.save(last, content)
+            archives.save(last, content)
 
     content = finetune.train_network(
         photos, rows, network, dataset, precision, options, bar, tqdm.write, on_epoch,
@@ -260,7 +275,7 @@ def train_finetune(
         part[members] = name
     return {
         **content,
-        "split": {**split, "part": part.tolist()},
+        "split": {**split, "part": part.tolist(), "left_out": {}},
         "metrics": mean_figures([history[content["epoch"]]]),
     }
 
@@ -370,6 +385,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--precision", default=PRECISION, choices=("auto", "fp32", "bf16", "fp16"), help="format")
     add("--seed", default=SEED, type=int, help="of everything random")
     add("--overwrite", action="store_true", help="train again what is finished")
+    add("--strip", metavar="FILE", help="write a copy of a model without its training photos")
     add("--pixel-limit", type=float, default=MEGAPIXELS, metavar="MP",
         help="larger photos are refused, megapixels (%(default)g)")  # fmt: skip
     add = parser.add_argument_group("experiments (the last six: fine-tuning)").add_argument
@@ -404,6 +420,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     data_dir = Path(args.data_dir)
     limit_pixels(args.pixel_limit)
+    if args.strip:
+        return give_away(Path(args.strip))
     with density.one_line_for_files(), together():
         precision = Precision(args.precision)
         train_models(
@@ -417,6 +435,12 @@ def main(argv: list[str] | None = None) -> int:
             resolve_options(args, precision),
             args.overwrite,
         )
+    return 0
+
+
+def give_away(path: Path) -> int:
+    with density.one_line_for_files():
+        print(f"wrote {sharing.strip(path)} and its .json: README says what remains in them")
     return 0
 
 

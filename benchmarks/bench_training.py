@@ -176,7 +176,8 @@ def run(count: int, epochs: int) -> None:
         )
         checkpoints.write_checkpoint(folder / "best_gps_model_rgb.pth", {
             "format": checkpoints.FORMAT, "model": network.state_dict(),
-            "model_config": network.config, "settings": {**options, "inputs": "rgb"},
+            "model_config": network.config,
+            "settings": {**options, "inputs": "rgb", "identity": 64 * "0"},
             "table_sha256": file_sha256(folder / "exif_data.json"), **found,
         })  # fmt: skip
         clock.turn()

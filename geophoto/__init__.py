@@ -36,7 +36,10 @@
     training       steps, epochs, early stopping, resuming
     frozen         heads on frozen features: ridge starts, rehearsals, folds
     finetune       everything trained end to end
+    archives       files of tensors: sealed, and read without trusting them
+    checkpoint_checks  presence, type, range of every field of a checkpoint
     checkpoints    write, read, verify, resume
+    sharing        models without gallery, to give away
     predictions    answers of a trained model: held-out photos, unknown photos
     library        a whole library placed, with what its pictures say, in words
     sidecar_edits  XMP sidecars written: new, extended, taken back

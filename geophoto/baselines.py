@@ -23,6 +23,8 @@ from geophoto.targets import (
 )
 
 KNN_SIZES = (1, 3, 5, 10, 20)
+FEW = 10  # held-out photos that must be confident before any answer is
+SURE = {"gps": 0.1, "time": 0.5, "altitude": 0.5}  # of the error of saying nothing
 
 # ---------------------------------------------------------------- errors
 
@@ -101,6 +103,25 @@ def mean_figures(figures: list[dict]) -> dict:
     names = ("median_km", "mean_minutes", "mean_m", "turn_accuracy", "score")
     known = {n: [f[n] for f in figures if n in f] for n in names}
     return {n: statistics.fmean(values) for n, values in known.items() if values}
+
+
+def confident_below(
+    head: str, half: np.ndarray, error: np.ndarray, plain: np.ndarray
+) -> tuple[float, float]:
+    """The widest 50 % interval up to which held-out answers have at most SURE of the error of
+    saying nothing, and that error; (0, NaN) where there is none with FEW photos."""
+    if head == "gps":
+        error, plain = (np.log(np.maximum(km, density.LEAST_RADIUS_KM)) for km in (error, plain))
+        goal = plain.mean() + math.log(SURE[head])
+    else:
+        goal = SURE[head] * plain.mean()
+    order = np.argsort(half, kind="stable")
+    means = np.cumsum(error[order]) / np.arange(1, len(order) + 1)
+    good = np.flatnonzero((means <= goal) & (np.arange(len(order)) >= FEW - 1))
+    if not len(good):
+        return 0.0, math.nan
+    reached = float(means[good[-1]])
+    return float(half[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
 
 
 # ---------------------------------------------------------------- neighbours

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 import density
-from geophoto.baselines import nearest_features
+from geophoto.baselines import confident_below, nearest_features
 from geophoto.mixtures import (
     CANDIDATES,
     DRAWS,
@@ -43,9 +43,7 @@ LEVELS = (0.5, 0.9)
 SHARES = (0.02, *np.arange(0.05, 0.951, 0.05).round(2).tolist(), 0.97, 0.98, 0.99, 0.995, 0.999)
 MOST_KEPT = 1000  # held-out photos of a fold that the final densities are fitted on
 LIKELIHOODS = ("posterior", "head", "positions")
-FEW = 10  # held-out photos that must be confident before any answer is
 FADING = 0.25  # how far beyond all held-out photos a density has become the prior
-SURE = {"gps": 0.1, "time": 0.5, "altitude": 0.5}  # of the error of saying nothing
 NAMES = {  # of each head's answer, and of its interval
     "gps": ("position", ("radius", "km")),
     "time": ("minutes", ("time", "minutes")),
@@ -305,25 +303,6 @@ def middle_value(head: str, evidence: Evidence, normalisation: Normalisation) ->
     return np.full(len(evidence), tried[cost.argmin()])
 
 
-def confident_below(
-    head: str, half: np.ndarray, error: np.ndarray, plain: np.ndarray
-) -> tuple[float, float]:
-    """The widest 50 % interval up to which held-out answers have at most SURE of the error of
-    saying nothing, and that error; (0, NaN) where there is none with FEW photos."""
-    if head == "gps":
-        error, plain = (np.log(np.maximum(km, density.LEAST_RADIUS_KM)) for km in (error, plain))
-        goal = plain.mean() + math.log(SURE[head])
-    else:
-        goal = SURE[head] * plain.mean()
-    order = np.argsort(half, kind="stable")
-    means = np.cumsum(error[order]) / np.arange(1, len(order) + 1)
-    good = np.flatnonzero((means <= goal) & (np.arange(len(order)) >= FEW - 1))
-    if not len(good):
-        return 0.0, math.nan
-    reached = float(means[good[-1]])
-    return float(half[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
-
-
 # ---------------------------------------------------------------- answers
 
 
@@ -405,12 +384,14 @@ def hold_out(
 ) -> dict:
     """What a fold leaves of the photos that it held out: answers, log densities at the truths (NaN
     without), and evidence for the densities of the final model."""
-    likelihood, kept = {}, {}
+    likelihood, kept, alone = {}, {}, {}
     gathered = gather_all(prediction, gallery, scale, asked)
+    without = gather_all(prediction, None, scale, asked)
     for head, one in densities["heads"].items():
         evidence = gathered[head]
         known = known_part(evidence)
-        kept[head] = vars(evidence.take(known[:: max(1, math.ceil(len(known) / MOST_KEPT))]))
+        few = known[:: max(1, math.ceil(len(known) / MOST_KEPT))]
+        kept[head], alone[head] = vars(evidence.take(few)), vars(without[head].take(few))
         for name in LIKELIHOODS:
             likelihood[f"{head}_{name}"] = np.full(len(asked), np.nan)
         if one is not None:
@@ -421,16 +402,18 @@ def hold_out(
         "answers": answers_of(prediction, gallery, densities, scale, gathered),
         "log_likelihood": likelihood,
         "evidence": kept,
+        "evidence_alone": alone,
         "scale": vars(scale),
     }
 
 
-def combine_folds(results: list[dict]) -> dict:
-    """The densities of the final model, from what all folds held out."""
+def combine_folds(results: list[dict], alone: bool = False) -> dict:
+    """The densities of the final model, from what all folds held out; `alone`: without gallery."""
+    kept = "evidence_alone" if alone else "evidence"
     scales = [Normalisation(**result["scale"]) for result in results]
     evidence = {}
     for head in NAMES:
-        parts = [Evidence(**result["evidence"][head]) for result in results]
+        parts = [Evidence(**result[kept][head]) for result in results]
         rows = thinned([np.arange(len(part)) for part in parts])
         evidence[head] = [part.take(few) for part, few in zip(parts, rows, strict=True)]
     temperatures = [result["densities"]["temperature"] for result in results]

@@ -268,10 +268,13 @@ def train_network(
     found = predict("train")
     gallery = gallery_of(found["trunk"], photos.take(found["rows"])) if options["gallery"] else None
     found = predict("val")
-    densities = fit_densities([(found, gallery, photos.take(found["rows"]), normalisation)])
+    asked = photos.take(found["rows"])
+    densities = fit_densities([(found, gallery, asked, normalisation)])
+    alone = fit_densities([(found, None, asked, normalisation)]) if gallery else None
     return {
         "normalisation": vars(normalisation),
         "densities": as_plain(densities),
+        "densities_alone": alone and as_plain(alone),
         "gallery": gallery,
         "held_out": None,
         "epoch": best.epoch,

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 
 import density
-from geophoto.densities import LEVELS, SURE
+from geophoto.baselines import SURE
+from geophoto.densities import LEVELS
 from geophoto.mixtures import CANDIDATES, DRAWS, Ranges, position_points
 from geophoto.products import ANYWHERE_KM, NEVER, Mixture, joined, product
 from geophoto.timelines import Anchors, Shots, Timeline

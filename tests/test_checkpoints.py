@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from density import file_sha256
-from geophoto import checkpoints, densities, devices, finetune
+from geophoto import archives, checkpoints, densities, devices, finetune
 from geophoto.photos import read_photos
 
 # ---------------------------------------------------------------- checkpoints
@@ -21,8 +21,8 @@ def test_saved_values_come_back(tmp_path):
         "a": np.arange(6.0).reshape(2, 3), "b": {"c": [np.float64(1.5), "x"], "d": (1, None)},
         "e": True, "f": np.array([1, 2], np.int64),
     }  # fmt: skip
-    checkpoints.save(tmp_path / "x.pth", content)
-    found = checkpoints.numpy_again(torch.load(tmp_path / "x.pth", weights_only=True))
+    archives.save(tmp_path / "x.pth", content)
+    found = archives.numpy_again(archives.load(tmp_path / "x.pth"))
     assert (found["a"] == content["a"]).all() and found["a"].dtype == np.float64
     assert found["b"] == {"c": [1.5, "x"], "d": (1, None)} and found["e"] is True
     assert (found["f"] == [1, 2]).all()
@@ -67,7 +67,7 @@ def test_twin_describes_the_file_without_its_tensors(trained):
 
 @pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
 def test_a_flipped_byte_is_refused(trained, tmp_path, capsys, place):
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         shutil.copy(trained.checkpoints / f"best_gps_model_rgb{suffix}", tmp_path)
     path = tmp_path / "best_gps_model_rgb.pth"
     content = bytearray(path.read_bytes())
@@ -116,7 +116,8 @@ def test_missing_checkpoint_names_the_command(tmp_path, capsys):
 )
 def test_a_twin_that_says_nothing_is_said_and_ends_nothing(trained, tmp_path, twin):
     path = tmp_path / "best_gps_model_rgb.pth"
-    shutil.copy(trained.checkpoints / path.name, path)
+    for name in (path.name, checkpoints.private_file(path).name):
+        shutil.copy(trained.checkpoints / name, tmp_path)
     if twin is not None:
         path.with_suffix(".json").write_bytes(twin)
     said: list[str] = []
@@ -125,24 +126,25 @@ def test_a_twin_that_says_nothing_is_said_and_ends_nothing(trained, tmp_path, tw
     assert checkpoints.finished_score(path, "identity", 1) is None
 
 
-@pytest.mark.parametrize(
-    "about",
-    [
-        {"settings": None},
-        {"settings": {"identity": "i", "epochs": "many"}, "metrics": {"score": 1.0}},
-        {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": "good"}},
-        {"settings": {"identity": "i", "epochs": 5}, "metrics": []},
-        {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": 1.0}, "sha256": 7},
-    ],
-)
-def test_a_twin_of_another_hand_does_not_count_as_finished(tmp_path, about):
-    (tmp_path / "x.pth").write_bytes(b"x")
-    (tmp_path / "x.json").write_text(json.dumps(about))
-    assert checkpoints.finished_score(tmp_path / "x.pth", "i", 5) is None
-    about = {"settings": {"identity": "i", "epochs": 5}, "metrics": {"score": 0.5}}
-    about["sha256"] = file_sha256(tmp_path / "x.pth")
-    (tmp_path / "x.json").write_text(json.dumps(about))
-    assert checkpoints.finished_score(tmp_path / "x.pth", "i", 5) == 0.5
+def test_only_a_whole_checkpoint_counts_as_finished(trained, tmp_path):
+    """Twin and private file there, of this very model; the score is not taken from the twin."""
+    path = tmp_path / "best_gps_model_rgb.pth"
+    private, twin = checkpoints.private_file(path), path.with_suffix(".json")
+    for file in (path, private, twin):
+        shutil.copy(trained.checkpoints / file.name, file)
+    settings = checkpoints.read_checkpoint(path)["settings"]
+    identity, epochs = settings["identity"], settings["epochs"]
+    score = checkpoints.read_checkpoint(path)["metrics"]["score"]
+    assert checkpoints.finished_score(path, identity, epochs) == score
+    assert checkpoints.finished_score(path, identity, epochs + 1) is None
+    assert checkpoints.finished_score(path, "another", epochs) is None
+    about = json.loads(twin.read_text(encoding="utf-8"))
+    twin.write_text(json.dumps({**about, "metrics": {"score": 0.0}}), encoding="utf-8")
+    assert checkpoints.finished_score(path, identity, epochs) == score
+    shutil.copy(trained.checkpoints / "best_gps_model_depth.private.pth", private)
+    assert checkpoints.finished_score(path, identity, epochs) is None
+    private.unlink()
+    assert checkpoints.finished_score(path, identity, epochs) is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from conftest import make_normalisation, make_photos
 from crepes import ConformalRegressor
 
 import density
-from geophoto import checkpoints, densities
+from geophoto import archives, baselines, densities
 from geophoto.densities import HeadDensity
 from geophoto.voices import Evidence
 
@@ -272,9 +272,9 @@ def test_the_gallery_is_searched_once_for_heads_that_know_the_same_photos(monkey
 
 def test_densities_survive_a_checkpoint(tmp_path):
     every, gallery = fitted(make_photos(60))
-    checkpoints.save(tmp_path / "d.pth", {"densities": densities.as_plain(every)})
+    archives.save(tmp_path / "d.pth", {"densities": densities.as_plain(every)})
     read = torch.load(tmp_path / "d.pth", weights_only=True)["densities"]
-    again = densities.from_plain(checkpoints.numpy_again(read))
+    again = densities.from_plain(archives.numpy_again(read))
     before, after = (
         densities.answers_of(make_prediction(7, 3), gallery, d, SCALE) for d in (every, again)
     )
@@ -301,6 +301,6 @@ def test_held_out_photos_are_scored_at_their_truths_and_serve_the_final_model():
 
 def test_confidence_is_an_interval_whose_held_out_error_is_small():
     half = np.arange(1.0, 41.0)
-    below, reached = densities.confident_below("time", half, half, np.full(40, 20.0))
+    below, reached = baselines.confident_below("time", half, half, np.full(40, 20.0))
     assert below == 19.0 and reached == pytest.approx(10.0)  # half of 20 minutes
-    assert densities.confident_below("time", half, np.full(40, 15.0), np.full(40, 20.0))[0] == 0
+    assert baselines.confident_below("time", half, np.full(40, 15.0), np.full(40, 20.0))[0] == 0

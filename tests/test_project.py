@@ -23,7 +23,8 @@ SCRIPTS = (
 )  # fmt: skip
 ROOMS = re.findall(r"^    (\w+)  ", geophoto.__doc__, flags=re.M)  # in the order of the data
 TORCH_ROOMS = ("devices", "network", "backbones", "features", "training", "frozen", "finetune",
-               "checkpoints", "predictions")  # fmt: skip
+               "archives", "checkpoint_checks", "checkpoints", "sharing",
+               "predictions")  # fmt: skip
 HEAVY = ("torch", "transformers", "timm", "matplotlib", "cv2", "pandas", "jinja2")
 TEXTS = [
     path

@@ -16,8 +16,8 @@ from conftest import REPOSITORY, copy_data, network_inputs, quietly, training_ar
 import evaluate_gps_model
 import exif_extractor
 import gps_orientation_trainer as trainer
-from geophoto import features
-from geophoto.checkpoints import read_checkpoint, write_checkpoint
+from geophoto import archives, features
+from geophoto.checkpoints import read_checkpoint
 from geophoto.network import GPSPredictionNet
 
 PLACE = ("gps_latitude", "gps_longitude")
@@ -227,8 +227,8 @@ def test_any_family_gives_features_a_grid_and_its_checkpoint(tmp_path, family):
     assert pooled.shape == (2, sum(network.heads.blocks)) and pooled.isfinite().all()
     assert output["orientation"].shape == (2, 6)
     assert not torch.equal(pooled[0], pooled[1])
-    write_checkpoint(tmp_path / "m.pth", {"model": network.state_dict()})
+    archives.save(tmp_path / "m.pth", {"model": network.state_dict()})
     other = GPSPredictionNet(FAMILIES[family], True).eval()
-    other.load_state_dict(torch.load(tmp_path / "m.pth", weights_only=True)["model"])
+    other.load_state_dict(archives.load(tmp_path / "m.pth")["model"])
     with torch.inference_mode():
         assert torch.equal(other.pooled(inputs), pooled)

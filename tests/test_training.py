@@ -7,7 +7,7 @@ import torch
 from conftest import make_batch, network_inputs
 from torch import nn
 
-from geophoto import checkpoints, devices, targets, training
+from geophoto import archives, devices, targets, training
 from geophoto.network import GPSPredictionNet
 
 CUDA = torch.cuda.is_available()
@@ -274,7 +274,7 @@ def test_resumed_training_ends_where_the_uninterrupted_one_does(tmp_path, ema):
     torch.manual_seed(5)  # the masks of dropout depend on the seed and the epoch alone
 
     def keep_and_stop(row, state):
-        checkpoints.save(tmp_path / "last.pth", state)
+        archives.save(tmp_path / "last.pth", state)
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
