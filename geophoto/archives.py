@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -66,9 +67,11 @@ def save(path: Path, content: dict) -> None:
 
     def plain(value):
         if isinstance(value, np.ndarray):
-            return torch.from_numpy(value)
+            return torch.from_numpy(value.copy())  # a view would bring all that it is a view of
+        if isinstance(value, str):  # equal texts as one object, or bytes differ after a resume
+            return sys.intern(value)
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {plain(k): plain(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return type(value)(plain(v) for v in value)
         return value.item() if isinstance(value, np.generic) else value
@@ -173,12 +176,14 @@ class Scanner(pickle._Unpickler):  # in Python: C's makes room for any index it 
 
 def check_tensor(count: int, offset: int, shape: tuple, stride: tuple, *_: Any) -> None:
     """ValueError unless a tensor lies in its storage, each element in a place of its own."""
+    if 0 in shape:
+        return
     wanted = 1
     for step, size in sorted((step, size) for size, step in zip(shape, stride, strict=True)):
         if size < 0 or (size > 1 and step < wanted):
             raise pickle.UnpicklingError("a tensor's elements overlap")
         wanted = wanted if size <= 1 else step * (size - 1) + wanted
-    if offset < 0 or (0 not in shape and offset + wanted > count):
+    if offset < 0 or offset + wanted > count:
         raise pickle.UnpicklingError("a tensor reaches beyond its storage")
 
 

@@ -37,7 +37,7 @@ from geophoto.targets import (
     targets_of,
     time_point,
 )
-from geophoto.training import clone_state, fit
+from geophoto.training import fit
 from geophoto.verification import judge_held_out
 
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # tried as a start
@@ -106,7 +106,7 @@ class HeadTrainer:
         self.ridges["orientation"] = self.ridge(
             self.grid_axes[seen].flatten(0, 1), np.tile(classes, (len(seen), 1))
         )
-        self.untrained = clone_state(self.heads.bend)
+        self.untrained = self.learned()
 
     @torch.no_grad()
     def project(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,6 +131,10 @@ class HeadTrainer:
             return None
         return Ridge(axes[known], torch.from_numpy(wanted[known]), middle)
 
+    def forget(self) -> None:
+        """Undo all training: what comes next does not depend on what was trained before."""
+        self.heads.load_state_dict(self.untrained, strict=False)
+
     def start(self, head: str, penalty: float) -> None:
         """Set one head to a ridge regression."""
         if self.ridges[head]:
@@ -153,7 +157,7 @@ class HeadTrainer:
         """Start all heads and train them for so many epochs; returns the epochs' figures. With
         validation photos it may end earlier and the figures hold their score, epoch 0 first."""
         torch.manual_seed(self.seed)
-        self.heads.bend.load_state_dict(self.untrained)
+        self.forget()
         for head in HEADS:
             self.start(head, ridges[head])
         history: list[dict] = []
@@ -162,9 +166,7 @@ class HeadTrainer:
 
         def on_epoch(row: dict, state: dict) -> None:
             history.append(row)
-            self.states.append(
-                {k: v.detach().clone() for k, v in self.heads.named_parameters() if v.requires_grad}
-            )
+            self.states.append(self.learned())
 
         fit(
             self.heads,
@@ -181,6 +183,11 @@ class HeadTrainer:
             on_epoch=on_epoch,
         )
         return history
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """A copy of all that training changes."""
+        named = self.heads.named_parameters()
+        return {k: v.detach().clone() for k, v in named if v.requires_grad}
 
     def go_back(self, epoch: int) -> None:
         """Restore the heads as they were after that epoch of the last training; 0 = its start."""
@@ -218,6 +225,8 @@ class HeadTrainer:
 def choose_ridges(pairs: list[tuple[HeadTrainer, np.ndarray]]) -> dict[str, float]:
     """For each head the ridge with the least error over the validation photos of all pairs."""
     costs: dict[str, list[float]] = {head: [] for head in HEADS}
+    for trainer, _ in pairs:
+        trainer.forget()  # one that has served another fold chooses as one made anew
     for ridge in RIDGES:
         errors: dict[str, list[np.ndarray]] = {head: [] for head in HEADS}
         for trainer, rows in pairs:

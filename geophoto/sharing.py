@@ -52,15 +52,15 @@ def free_centre(scale: Normalisation, lat: np.ndarray, lon: np.ndarray) -> dict[
     centre = density.unit_vectors(scale.centre_lat, scale.centre_lon)
     start = Normalisation(**{**vars(scale), "spread_km": 1.0})
     best, widest = centre, -1.0
+    angle = np.radians(np.arange(0, 360, 15.0))
+    around = np.stack([np.sin(angle), np.cos(angle)], axis=1)
     for away in np.arange(0.0, FARTHEST_KM, APART_KM / 3):
-        angle = np.radians(np.arange(0, 360, 15.0))
-        offset = away * np.stack([np.sin(angle), np.cos(angle)], axis=1)
-        for one in decode_gps(torch.from_numpy(offset), start).numpy():
-            nearest = float(density.arc_km(places, one).min()) if len(places) else np.inf
-            if nearest > widest:
-                best, widest = one, nearest
-            if widest >= APART_KM:
-                break
+        tried = decode_gps(torch.from_numpy(away * around), start).numpy()
+        nearest = (tried @ places.T).argmax(axis=1) if len(places) else None
+        apart = np.inf if nearest is None else density.arc_km(tried, places[nearest])
+        apart = np.broadcast_to(apart, len(tried))
+        if apart.max() > widest:
+            best, widest = tried[apart.argmax()], float(apart.max())
         if widest >= APART_KM:
             break
     lat0, lon0 = density.lat_lon(best)

@@ -236,7 +236,7 @@ def test_hostile_names_are_harmless(evaluated, tmp_path):
 
 
 def test_one_model_alone_can_be_evaluated(trained, tmp_path):
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         shutil.copy(trained.checkpoints / f"best_gps_model_depth{suffix}", tmp_path)
     code, printed = quietly(
         evaluator.main, "--data-dir", trained.data, "--checkpoint-dir", tmp_path,
@@ -502,7 +502,7 @@ PRINTED = re.compile(
 def test_photos_without_exif_get_all_four_answers(trained, tmp_path, name):
     checkpoints = tmp_path / "c"
     shutil.copytree(trained.checkpoints, checkpoints)
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         shutil.copy(
             checkpoints / f"best_gps_model_{name}{suffix}", checkpoints / f"best_gps_model{suffix}"
         )
@@ -609,7 +609,7 @@ def test_a_finetuned_model_predicts_too(finetuned, tmp_path):
 def test_another_depth_model_than_in_training_is_refused(trained, tmp_path, photo_set):
     checkpoints = tmp_path / "c"
     shutil.copytree(trained.checkpoints, checkpoints)
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         shutil.copy(
             checkpoints / f"best_gps_model_depth{suffix}", checkpoints / f"best_gps_model{suffix}"
         )

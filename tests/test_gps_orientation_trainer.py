@@ -80,7 +80,7 @@ def test_the_better_model_is_copied(trained):
         for name in ("rgb", "depth")
     }
     better = min(scores, key=lambda name: scores[name]["metrics"]["score"])
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         chosen = (trained.checkpoints / f"best_gps_model_{better}{suffix}").read_bytes()
         assert (trained.checkpoints / f"best_gps_model{suffix}").read_bytes() == chosen
 

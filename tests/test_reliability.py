@@ -5,8 +5,11 @@ docs/reliability.md lists what is measured here. A run ends with an answer or on
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -161,6 +164,107 @@ def test_two_runs_at_once_leave_what_one_leaves(photo_set, tmp_path, stage):
     assert stage != "table" or (data / "exif_data.json").read_bytes() == before
     if stage in ("training", "report"):
         read_checkpoint(folder / "best_gps_model_rgb.pth")
+
+
+# ---------------------------------------------------------------- kills
+
+MODES = {
+    "frozen": ["--learning-rate", "3e-3", "--epochs", "8", "--patience", "4"],
+    "finetune": ["--mode", "finetune", "--image-size", "64", "--batch-size", "16", "--epochs", "4"],
+}
+
+
+def what_training_left(folder) -> dict[str, bytes]:
+    """Models and figures of every epoch, without the column that tells how long it took."""
+    files = {name: (folder / name).read_bytes()
+             for name in ("best_gps_model_rgb.pth", "best_gps_model_rgb.private.pth",
+                          "best_gps_model_rgb.json")}  # fmt: skip
+    lines = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()
+    return files | {"metrics": "\n".join(line.rpartition(",")[0] for line in lines).encode()}
+
+
+def train_and_die(arguments, after: float | None, place: tuple[str, int] | None) -> bool:
+    """Train in a forked process that is killed after so many seconds, or within a save: at the
+    n-th `fsync`, `replace` or its end, or write. Returns whether it died of that."""
+    child = os.fork()
+    if not child:
+        try:
+            if place is not None:
+                die_at(*place)
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            os._exit(trainer.main(arguments))
+        except BaseException:
+            os._exit(3)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if not os.WIFSIGNALED(status):
+        assert os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def die_at(where: str, count: int) -> None:
+    """Let this process be killed at the count-th call of a step of saving."""
+    left = [count]
+
+    def dying(real, afterwards=False):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] or afterwards:
+                done = real(*arguments)
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return call
+
+    if where == "write":
+        archives.Sealing.pass_on = dying(archives.Sealing.pass_on)
+    elif where == "replaced":
+        os.replace = dying(os.replace, afterwards=True)
+    else:
+        setattr(os, where, dying(getattr(os, where)))
+
+
+@pytest.mark.parametrize(
+    ("mode", "kills"),
+    [
+        ("frozen", 4),
+        pytest.param("frozen", 50, marks=pytest.mark.slow),
+        pytest.param("finetune", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_trainings_end_with_the_same_bytes(photo_set, tmp_path, mode, kills):
+    """kill -9 at random moments, a half of them inside a save; five at most in one training."""
+    rng, done, inside = np.random.default_rng(1), 0, 0
+
+    root = tmp_path / "set"  # always the same: what cannot be read is named with its path
+    arguments = training_arguments(root / "data", root / "c", "--inputs", "rgb", *MODES[mode])
+    copy_data(photo_set, root)
+    began = time.monotonic()
+    assert not train_and_die(arguments, None, None)
+    seconds = time.monotonic() - began
+    wanted = what_training_left(root / "c")
+    while done < kills:
+        shutil.rmtree(root)
+        copy_data(photo_set, root)
+        for _ in range(min(5, kills - done)):
+            place, after = None, None
+            if inside <= done // 2:
+                where = ("fsync", "replace", "replaced", "write")[int(rng.integers(4))]
+                place = where, int(rng.integers(1, 300 if where == "write" else 8))
+            else:
+                after = float(rng.uniform(0, seconds))
+            if not train_and_die(arguments, after, place):
+                break  # it was finished before
+            done, inside = done + 1, inside + (place is not None)
+        train_and_die(arguments, None, None)
+        found = what_training_left(root / "c")
+        assert [name for name in wanted if found[name] != wanted[name]] == []
+    assert done == kills and inside >= kills / 3
 
 
 # ---------------------------------------------------------------- same bytes

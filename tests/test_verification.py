@@ -302,7 +302,7 @@ def test_photos_that_the_model_has_never_seen_are_judged(trained, verified, tmp_
     (data / "images" / names[0]).unlink()
     model = tmp_path / "c"
     model.mkdir()
-    for suffix in (".pth", ".json"):
+    for suffix in (".pth", ".private.pth", ".json"):
         shutil.copy(
             trained.checkpoints / f"best_gps_model_rgb{suffix}", model / f"best_gps_model{suffix}"
         )
