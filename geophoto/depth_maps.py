@@ -54,6 +54,8 @@ def load_depth_map(path: str | Path, size: tuple[int, int] | None = None) -> np.
         depth = np.load(path, allow_pickle=False)
     except EOFError:
         raise ValueError(f"{path} is an empty file, no depth map") from None
+    except MemoryError:
+        raise ValueError(f"{path} claims to be larger than any depth map") from None
     if not is_map(depth) or not np.isfinite(depth).all():
         raise ValueError(f"{path} holds no depth map")
     sidecars = (read_depth_model(up.parent) for up in Path(path).parents if up.name == "depths")
