@@ -155,6 +155,17 @@ def write_atomically(path: str | Path, mode: str = "wb", **open_options) -> Iter
         raise
 
 
+@contextmanager
+def named_in_errors(path: str | Path) -> Iterator[None]:
+    """What the file system refuses without a name (a write, a flush) gets that of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
 def ready_to_write(*folders: str | Path) -> None:
     """Make the folders; end the run before its work where one may not be written to or is full."""
     import tempfile

@@ -24,6 +24,7 @@ from typing import Any
 
 from density import (
     EARTH_RADIUS_KM,
+    named_in_errors,
     next_command,
     one_line_for_files,
     progress,
@@ -230,6 +231,7 @@ def _rebuild(found: Listing, memory: Memory, round_km: float, workers: int) -> d
             progress.add(len(block))
 
     with (
+        named_in_errors(memory.next_journal()),
         open(memory.next_journal(), "w", encoding="utf-8", newline="\n") as journal,
         write_atomically(memory.stamps, "w", encoding="utf-8", newline="\n") as stamps,
     ):
