@@ -308,7 +308,8 @@ def check_weights(weights: Any, name: str, config: dict) -> None:
 
 def check_private(content: Any) -> None:
     """ValueError unless what is kept of the training photos is in order."""
-    names = content.get("split", {}).get("names") if isinstance(content, dict) else None
+    given = content.get("split") if isinstance(content, dict) else None
+    names = given.get("names") if isinstance(given, dict) else None
     if not isinstance(names, list):
         raise ValueError("no list of names")
     count = len(names)

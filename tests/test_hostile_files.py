@@ -111,7 +111,7 @@ def alterations(content):
         yield extra, "extra", altered(content, extra, lambda o, k: o.__setitem__(k, 1))
 
 
-@pytest.mark.parametrize("step", [29, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [59, pytest.param(5, marks=pytest.mark.slow)])
 def test_altered_checkpoints_answer_or_are_refused_with_one_line(trained, model, capsys, step):
     """Sealed again after the change, as an enemy would: either refused by name, or what changed is
     a value that a training could have written, with which a photo gets an answer."""
@@ -136,7 +136,7 @@ def test_altered_checkpoints_answer_or_are_refused_with_one_line(trained, model,
         predictor = Predictor(read, model.parent, "fp32", 0.6)
         raw, failed = predictor.look_at_all([photo], lambda items, **_: items)
         assert len(predictor.answers(raw)) == 1 and not failed, (path, wrong)
-    assert seen > 20 and accepted < seen / 5, (seen, accepted)
+    assert seen > 10 and accepted < seen / 5, (seen, accepted)
     shutil.copy(trained.checkpoints / model.name, model)
     private = archives.load(trained.checkpoints / "best_gps_model_rgb.private.pth")
     photos = photos_of(read_table(trained.data), trained.data / "images")
