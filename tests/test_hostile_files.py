@@ -140,7 +140,7 @@ def test_altered_checkpoints_answer_or_are_refused_with_one_line(trained, model,
     shutil.copy(trained.checkpoints / model.name, model)
     private = archives.load(trained.checkpoints / "best_gps_model_rgb.private.pth")
     photos = photos_of(read_table(trained.data), trained.data / "images")
-    for path, wrong, other in list(alterations(private))[::step]:
+    for path, wrong, other in list(alterations(private))[:: max(1, step // 5)]:
         archives.save(checkpoints.private_file(model), other)
         try:
             read = checkpoints.read_checkpoint(model)

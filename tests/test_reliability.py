@@ -16,10 +16,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, copy_data, network_inputs, quietly, training_arguments
 
+import depth_map_generator
 import evaluate_gps_model
 import exif_extractor
 import gps_orientation_trainer as trainer
-from geophoto import archives, features
+from geophoto import archives, features, thumbnails
 from geophoto.checkpoints import read_checkpoint
 from geophoto.network import GPSPredictionNet
 
@@ -135,6 +136,59 @@ def test_a_photo_that_goes_while_features_are_made_is_left_out(
     arguments = training_arguments(data, tmp_path / "c", "--inputs", "rgb", "--epochs", "1")
     code, printed = quietly(trainer.main, *arguments)
     assert code == 0 and "left out: day_1/IMG_200.jpg" in printed, printed
+
+
+HOOKS = {  # what a stage calls after it has listed its photos and before it reads them
+    "table": (exif_extractor, "_blocks"),
+    "depth": (depth_map_generator, "open_upright"),
+    "training": (features, "open_upright"),
+    "report": (thumbnails, "open_upright"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deleted", "no photo", "another photo"])
+@pytest.mark.parametrize("stage", HOOKS)
+def test_a_photo_that_changes_below_a_stage_ends_nothing(
+    photo_set, trained, tmp_path, monkeypatch, stage, how
+):
+    data, room, name = copy_data(photo_set, tmp_path), *HOOKS[stage]
+    victim, other = data / "images/day_1/IMG_200.jpg", data / "images/day_0/IMG_000.jpg"
+    real, called = getattr(room, name), []
+
+    def hook(*arguments, **options):
+        if not called:
+            if how == "deleted":
+                victim.unlink()
+            else:
+                victim.write_bytes(
+                    other.read_bytes() if how == "another photo" else b"\xff\xd8 none any more"
+                )
+        called.append(1)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(room, name, hook)
+    main, more, usual = {
+        "table": (exif_extractor.main, ["--overwrite", "--workers", 1], 0),
+        "depth": (depth_map_generator.main, ["--overwrite", "--input-size", 56, "--depth-model",
+                                             photo_set.depth_weights], 1),
+        "training": (trainer.main, training_arguments(data, tmp_path / "c", "--inputs", "rgb",
+                                                      "--epochs", "1")[2:], 0),
+        "report": (evaluate_gps_model.main, ["--checkpoint-dir", trained.checkpoints,
+                                             "--output-dir", tmp_path / "e", "--bootstrap", 20], 0),
+    }[stage]  # fmt: skip
+    code, printed = quietly(main, "--data-dir", data, *more)
+    assert called and code == usual and "Traceback" not in printed, printed
+    if stage == "table":
+        (row,) = [r for r in rows_of(data) if r["filename"] == "day_1/IMG_200.jpg"]
+        assert (row["status"] == "ok") == (how == "another photo")
+        return
+    if stage in ("depth", "training") and how != "another photo":
+        assert "day_1/IMG_200.jpg" in printed
+    monkeypatch.setattr(room, name, real)
+    if stage == "training" and how == "another photo":  # the same command sees that it changed
+        code, printed = quietly(main, "--data-dir", data, *more)
+        assert code == 0 and "is up to date" not in printed
 
 
 @pytest.mark.slow
