@@ -223,7 +223,7 @@ def test_two_runs_at_once_leave_what_one_leaves(photo_set, tmp_path, stage):
 # ---------------------------------------------------------------- kills
 
 MODES = {
-    "frozen": ["--learning-rate", "3e-3", "--epochs", "8", "--patience", "4"],
+    "frozen": ["--learning-rate", "3e-2", "--epochs", "20", "--patience", "4"],
     "finetune": ["--mode", "finetune", "--image-size", "64", "--batch-size", "16", "--epochs", "4"],
 }
 
