@@ -88,16 +88,21 @@ class Training:
         self.arguments = [str(one) for one in arguments]
         self.process: subprocess.Popen | None = None
         self.models = 1 if {"rgb", "depth"} & set(self.arguments) else 2
+        self.stopped = False
         self.first: tuple[float, float] | None = None  # when the first share was seen, and which
 
     def watch(self) -> int:
         """Train until the end or Stop, the curves drawn again whenever metrics.csv changes; returns
-        the exit code (130: stopped)."""
+        the exit code (130: stopped). Raises ValueError with its last line when it failed."""
         import ipywidgets
         from IPython.display import display
 
         button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning")
         button.on_click(lambda _: self.stop())
+        with contextlib.suppress(
+            AttributeError
+        ):  # else ipykernel 7.4 sends the click to this cell,
+            del button.comm._reply_subshell_id  # which is busy, and not to JupyterLab's subshell
         hint = ipywidgets.HTML("or the square ■ of Jupyter; run the cell again to go on")
         controls(button, hint)
         self.process = self.start()
@@ -109,19 +114,22 @@ class Training:
                 if seen != (seen := self.signs()):
                     shown.update(picture_of(self.draw()))
         except KeyboardInterrupt:  # Jupyter's ■ reaches the trainer too, where it is of one group
+            self.stopped = True
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(2)
             self.stop()
         code = self.process.wait()
         button.disabled = True
         shown.update(picture_of(self.draw()))
+        if code and not self.stopped:
+            raise ValueError(self.state())
         return code
 
     def start(self) -> subprocess.Popen:
         self.folder.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "gps_orientation_trainer.py", *self.arguments]
         command += ["--checkpoint-dir", str(self.folder)]
-        self.first = None
+        self.first, self.stopped = None, False
         with open(self.log, "wb") as log:
             return subprocess.Popen(
                 command, cwd=self.root, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -130,6 +138,7 @@ class Training:
 
     def stop(self) -> None:
         """Ctrl-C for the trainer; nothing when it has ended."""
+        self.stopped = True
         if self.process and self.process.poll() is None:
             if os.name == "nt":  # it has no Ctrl-C for one process; files are whole all the same
                 self.process.terminate()
@@ -166,7 +175,7 @@ class Training:
         where = " ".join(steps[-1]) if steps else "the beginning"
         if code == 0:
             return "finished"
-        if code in (130, 143) or (os.name == "nt" and code == 1):
+        if self.stopped:
             return f"stopped after {where}; run the cell again to go on"
         if code is not None:
             return f"ended with exit code {code}: {next(reversed(self.said()), '')}"[:160]

@@ -284,9 +284,9 @@ def draw_place(axis, row: dict, places, truth: dict) -> None:
     near, far = distance_label(row["radius50_km"]), distance_label(most)
     star = "\n★ the truth, " if len(known) > len(row["places"]) else ""
     off = place_label(float(density.distance_km(lat, lon, *true))) if star else ""
-    axis.set_title(f"{lat:.5f}, {lon:.5f}{sure}\n± {near} (50 %), {far} (90 %){star}{off}",
-                   fontsize=10)  # fmt: skip
-    axis.set(xlabel="", ylabel="")
+    axis.set_ylabel("")
+    axis.set_xlabel(f"{lat:.5f}, {lon:.5f}{sure}\n± {near} (50 %), {far} (90 %){star}{off}",
+                    fontsize=10)  # fmt: skip
 
 
 def draw_clock(axis, row: dict, truth: dict) -> None:
