@@ -271,7 +271,9 @@ class Inquiry:
 
     def names(self) -> list[str]:
         """Photos to pick from, those that the model has not seen first."""
-        every = self.table.index[self.table["status"] != "unreadable"]
+        bad = {*self.checkpoint["split"].get("left_out", {})}
+        bad |= {*self.table.index[self.table["status"] == "unreadable"]}
+        every = [name for name in self.table.index if name not in bad]
         known = set(self.trained)
         every = sorted(every, key=lambda name: (name in known, name))
         return [every[i] for i in np.unique(np.linspace(0, len(every) - 1, LISTED).astype(int))]
@@ -291,15 +293,14 @@ def ask(inquiry: Inquiry, name: str, uploads: Path) -> None:
     """The answer for a photo of the table, and widgets to pick another or to upload one, which is
     kept in the folder `uploads`; the answer is drawn again in place."""
     import ipywidgets
-    from IPython.display import display
+    from IPython.display import HTML, display
 
     pick = ipywidgets.Combobox(options=inquiry.names(), value=name, description="photo",
                                ensure_option=True, layout={"width": "26em"})  # fmt: skip
-    upload = ipywidgets.FileUpload(accept="image/*,.heic,.heif,.avif", description="upload a photo")
+    upload = ipywidgets.FileUpload(accept="image/*,.heic,.heif,.avif", description="upload")
     hint = ipywidgets.HTML()
     controls(pick, upload, hint)
-    first = inquiry.figure(photo_file(inquiry.images, name), name)
-    shown = display(picture_of(first, "jpeg"), display_id=True)
+    shown = display(HTML(""), display_id=True)
 
     def answer(file: Path, name: str) -> None:
         hint.value = "looking …"
@@ -307,7 +308,8 @@ def ask(inquiry: Inquiry, name: str, uploads: Path) -> None:
             shown.update(picture_of(inquiry.figure(file, name), "jpeg"))
             hint.value = ""
         except (OSError, ValueError) as error:
-            hint.value = f"<b>{html.escape(name)}</b>: {html.escape(str(error))}"
+            hint.value = ""
+            shown.update(HTML(f"<b>{html.escape(name)}</b>: {html.escape(str(error))}"))
 
     def picked(change: dict) -> None:
         if change["new"] in inquiry.table.index:
@@ -321,5 +323,6 @@ def ask(inquiry: Inquiry, name: str, uploads: Path) -> None:
                 written.write(one["content"])
             answer(file, file.name)
 
+    answer(photo_file(inquiry.images, name), name)
     pick.observe(picked, "value")
     upload.observe(uploaded, "value")

@@ -129,10 +129,12 @@ def drive(page, address: str, models: Path, photo: Path, shots: Path) -> None:
     """Run all, watch the training, stop it, go on, upload a photo; a picture of every step."""
     log = models / "training.log"
 
-    def until(true, seconds: float = 240) -> None:
+    def until(true, seconds: float = 100) -> None:
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, page.screenshot(path=shots / "late.png")
+            if time.monotonic() > end:
+                page.screenshot(path=shots / "late.png")
+                raise TimeoutError(f"see {shots / 'late.png'}")
             page.wait_for_timeout(100)
 
     def lines() -> list[str]:
