@@ -25,15 +25,13 @@ import numpy as np
 import density
 from geophoto.library import time_words
 from geophoto.pictures import photo_file
-from geophoto.plots import COLOURS, PLOT_STYLE, TITLES, draw_answer
+from geophoto.plots import draw_answer, draw_history
 from geophoto.table import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
 
 POLL_SECONDS = 0.4  # how often the trainer's files are looked at
-PANELS = {"score": "score (1 = nothing learned)", "median_km": "position, median km",
-          "mean_minutes": "time, mean minutes", "mean_m": "altitude, mean m"}  # fmt: skip
 SIMILAR = 5  # training photos shown beside an answer
 LISTED = 500  # photos to pick from; any other is uploaded
 
@@ -188,32 +186,11 @@ class Training:
         return f"{where}, {share:.0%} of the training, {told}"
 
     def draw(self):
-        """The curves of metrics.csv as far as they go, a thin line a rehearsal, a dot its best."""
-        import matplotlib
+        """The curves of metrics.csv as far as they go, under what there is to say."""
         import pandas as pd
-        from matplotlib.figure import Figure
 
         path = self.folder / "metrics.csv"
-        history = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["inputs", *PANELS])
-        with matplotlib.rc_context(PLOT_STYLE):
-            figure = Figure(figsize=(13, 3.1), layout="constrained")
-            axes = figure.subplots(1, len(PANELS))
-        for name, mine in history.groupby("inputs"):
-            runs = mine.groupby(["fold", mine.get("left_out", mine["fold"]).fillna(0)])
-            for number, (_, run) in enumerate(runs):
-                for axis, column in zip(axes, PANELS, strict=True):
-                    label = TITLES[str(name)] if not number else None
-                    best = run.loc[run["score"].idxmin()]
-                    colour = COLOURS[str(name)]
-                    axis.plot(run["epoch"], run[column], color=colour, lw=1, alpha=0.5, label=label)
-                    axis.plot(best["epoch"], best[column], "o", color=colour, ms=3)
-        for axis, title in zip(axes, PANELS.values(), strict=True):
-            axis.set_title(title, fontsize=10)
-            axis.set_xlabel("epoch")
-        if len(history):
-            axes[0].legend(frameon=False, fontsize=9)
-        figure.suptitle(self.state(), fontsize=11)
-        return figure
+        return draw_history(pd.read_csv(path) if path.is_file() else None, self.state())
 
 
 # ---------------------------------------------------------------- one photo

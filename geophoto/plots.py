@@ -204,6 +204,38 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
     return save_figure(figure, path)
 
 
+# ---------------------------------------------------------------- training
+
+PANELS = {"score": "score (1 = nothing learned)", "median_km": "position, median km",
+          "mean_minutes": "time, mean minutes", "mean_m": "altitude, mean m"}  # fmt: skip
+
+
+def draw_history(history, title: str):
+    """The rows of metrics.csv (a DataFrame, or None) as a figure: a thin line a rehearsal, a dot
+    the epoch of its best score."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(13, 3.1), layout="constrained")
+        axes = figure.subplots(1, len(PANELS))
+    for name, mine in [] if history is None else history.groupby("inputs"):
+        runs = mine.groupby(["fold", mine["left_out"].fillna(0)])
+        for number, (_, run) in enumerate(runs):
+            best = run.loc[run["score"].idxmin()]
+            for axis, column in zip(axes, PANELS, strict=True):
+                label = None if number else TITLES[name]
+                axis.plot(run["epoch"], run[column], color=COLOURS[name], lw=1, alpha=0.5,
+                          label=label)  # fmt: skip
+                axis.plot(best["epoch"], best[column], "o", color=COLOURS[name], ms=3)
+        axes[0].legend(frameon=False, fontsize=9)
+    for axis, text in zip(axes, PANELS.values(), strict=True):
+        axis.set_title(text, fontsize=10)
+        axis.set_xlabel("epoch")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 # ---------------------------------------------------------------- one answer
 
 
