@@ -295,7 +295,7 @@ def ask(inquiry: Inquiry, name: str, uploads: Path) -> None:
     def uploaded(change: dict) -> None:
         for one in change["new"]:
             density.ready_to_write(uploads)
-            file = uploads / re.split(r"[/\\]", one["name"])[-1]
+            file = uploads / (re.split(r"[/\\]", one["name"])[-1].strip(". ") or "photo")
             with density.write_atomically(file) as written:
                 written.write(one["content"])
             answer(file, file.name)

@@ -3,12 +3,14 @@
 import json
 import math
 import time
+from datetime import datetime
 
 import numpy as np
 import pytest
 from conftest import REPOSITORY, training_arguments
 from PIL import Image
 
+from geophoto import notebook
 from geophoto.notebook import Inquiry, Training, few_photos, picture_of
 from geophoto.pictures import photo_file
 
@@ -126,3 +128,26 @@ def test_what_is_no_photo_is_refused_with_the_reason(inquiry, tmp_path):
     (tmp_path / "note.jpg").write_text("no picture")
     with pytest.raises(ValueError, match=r"note\.jpg"):
         inquiry.figure(tmp_path / "note.jpg", "note.jpg")
+
+
+def test_photos_are_picked_and_uploaded(inquiry, monkeypatch, tmp_path):
+    """The widgets without a browser: what is shown, and that an upload stays in its folder."""
+    IPython = pytest.importorskip("IPython.display")
+    shown, widgets = [], []
+
+    class Handle:
+        update = staticmethod(shown.append)
+
+    monkeypatch.setattr(IPython, "display", lambda *_, **__: Handle())
+    monkeypatch.setattr(notebook, "controls", lambda *all: widgets.extend(all))
+    notebook.ask(inquiry, inquiry.names()[0], tmp_path / "uploads")
+    pick, upload, hint = widgets
+    pick.value = inquiry.trained[0]
+    assert len(shown) == 2 and shown[0].data != shown[1].data
+    picture = photo_file(inquiry.images, inquiry.trained[0]).read_bytes()
+    for name, content in (("../../a.jpg", picture), ("b.jpg", b"no photo"), ("..", picture)):
+        about = {"name": name, "content": content, "type": "image/jpeg", "size": len(content)}
+        upload.set_trait("value", ({**about, "last_modified": datetime.now()},))
+    assert {file.name for file in (tmp_path / "uploads").iterdir()} == {"a.jpg", "b.jpg", "photo"}
+    assert [one.data[:2] == b"\xff\xd8" for one in shown[2:]] == [True, False, True]
+    assert "b.jpg" in shown[3].data and hint.value == ""
