@@ -35,16 +35,13 @@ POLL_SECONDS = 0.4  # how often the trainer's files are looked at
 SIMILAR = 5  # training photos shown beside an answer
 LISTED = 500  # photos to pick from; any other is uploaded
 
-# ---------------------------------------------------------------- pictures in a cell
-
 
 def picture_of(figure, form: str = "png"):
     """A figure as a picture that a cell can show, JPEG where it holds photos."""
     from IPython.display import Image
 
     buffer = io.BytesIO()
-    more = {"pil_kwargs": {"quality": 82}} if form == "jpeg" else {}
-    figure.savefig(buffer, format=form, dpi=80, **more)
+    figure.savefig(buffer, format=form, dpi=80)
     return Image(buffer.getvalue(), format=form)
 
 
@@ -64,8 +61,8 @@ def controls(*widgets) -> None:
 def few_photos(data_dir: Path, folder: Path, count: int) -> Path:
     """A folder with a table of only `count` photos of data_dir, spread evenly over it, to try a
     slow training on; the photos stay where they are (`--image-dir`)."""
-    rows = json.loads((data_dir / "exif_data.json").read_text(encoding="utf-8"))
-    rows = [row for row in rows if row.get("gps_latitude") is not None]
+    table = json.loads((data_dir / "exif_data.json").read_text(encoding="utf-8"))
+    rows = [row for row in table if row.get("gps_latitude") is not None]
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int))
     folder.mkdir(parents=True, exist_ok=True)
     with density.write_atomically(folder / "exif_data.json", "w", encoding="utf-8") as file:
@@ -101,8 +98,7 @@ class Training:
             AttributeError
         ):  # else ipykernel 7.4 sends the click to this cell,
             del button.comm._reply_subshell_id  # which is busy, and not to JupyterLab's subshell
-        hint = ipywidgets.HTML("or the square ■ of Jupyter; run the cell again to go on")
-        controls(button, hint)
+        controls(button, ipywidgets.HTML("or Jupyter's ■; run the cell again to go on"))
         self.process = self.start()
         shown = display(picture_of(self.draw()), display_id=True)
         seen = self.signs()
@@ -248,11 +244,11 @@ class Inquiry:
 
     def names(self) -> list[str]:
         """Photos to pick from, those that the model has not seen first."""
-        bad = {*self.checkpoint["split"].get("left_out", {})}
-        bad |= {*self.table.index[self.table["status"] == "unreadable"]}
+        unreadable = self.table.index[self.table["status"] == "unreadable"]
+        bad = {*self.checkpoint["split"].get("left_out", {}), *unreadable}
         every = [name for name in self.table.index if name not in bad]
-        known = set(self.trained)
-        every = sorted(every, key=lambda name: (name in known, name))
+        known = {*self.trained}
+        every.sort(key=lambda name: (name in known, name))
         return [every[i] for i in np.unique(np.linspace(0, len(every) - 1, LISTED).astype(int))]
 
     def figure(self, file: Path, name: str):
