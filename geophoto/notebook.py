@@ -94,10 +94,8 @@ class Training:
 
         button = ipywidgets.Button(description="Stop", icon="stop", button_style="warning")
         button.on_click(lambda _: self.stop())
-        with contextlib.suppress(
-            AttributeError
-        ):  # else ipykernel 7.4 sends the click to this cell,
-            del button.comm._reply_subshell_id  # which is busy, and not to JupyterLab's subshell
+        with contextlib.suppress(AttributeError):  # else ipykernel 7.4 gives the click to this
+            del button.comm._reply_subshell_id  # busy cell, not to the subshell JupyterLab asks
         controls(button, ipywidgets.HTML("or Jupyter's ■; run the cell again to go on"))
         self.process = self.start()
         shown = display(picture_of(self.draw()), display_id=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -194,6 +195,7 @@ def test_a_person_trains_stops_goes_on_and_asks(lab, browser, folders, trained):
         cell.source = cell.source.replace("'--folds', 3", "'--folds', 8")
     nbformat.write(notebook, folder / "notebook.ipynb")
     models, photo = trained.checkpoints / "notebook", next(trained.data.rglob("plain_0.jpg"))
+    shutil.rmtree(models, ignore_errors=True)  # of the tests above
     page = browser.new_page(viewport={"width": 1400, "height": 9000})
     drive(page, address, models, photo, folder)
     page.close()
