@@ -213,9 +213,9 @@ def train_frozen(
             done["folds"][fold] = frozen.train_fold(data, fold_of, fold, precision, options, shared)
             archives.save(last, {**done, "identity": identity})
         print_row(f"fold {fold + 1}/{options['folds']}", done["folds"][fold]["figures"])
-    results = [done["folds"][fold] for fold in range(options["folds"])]
-    history = [row for result in results for row in result["history"]]
-    checkpoints.write_metrics(paths["checkpoints"], inputs, history)
+        results = [done["folds"][one] for one in range(fold + 1)]
+        history = [row for result in results for row in result["history"]]
+        checkpoints.write_metrics(paths["checkpoints"], inputs, history)  # to be watched
 
     epochs = int(statistics.median_low(r["epoch"] for r in results))
     ridges = {head: statistics.median_low(r["ridges"][head] for r in results) for head in HEADS}

@@ -50,6 +50,7 @@
     findings       what its figures say, in sentences with a verdict
     report_data    what its page draws, as plain columns
     report         its page: cards, an interactive map, charts and a gallery
+    notebook       what notebooks show: a training watched live, a photo asked about
 
 Each room opens with what goes in and what comes out.
 """

@@ -1,10 +1,12 @@
-"""The pictures of an evaluation, drawn without pyplot: a notebook's own plots go on.
+"""The pictures of an evaluation and of one answer, drawn without pyplot: a notebook's own plots go
+on.
 
-In: answers, Photos, metrics. Out: PNG files.
+In: answers, Photos, metrics. Out: PNG files; a figure.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +16,15 @@ import numpy as np
 
 import density
 from geophoto.baselines import answer_errors, errors_of
-from geophoto.maps import box_around, distance_label, dress_axis, in_view, unwrapped
+from geophoto.maps import (
+    KM_PER_DEGREE,
+    box_around,
+    distance_label,
+    dress_axis,
+    in_view,
+    squared,
+    unwrapped,
+)
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.pictures import open_upright, photo_file
 from geophoto.records import clock
@@ -192,3 +202,154 @@ def plot_examples(models: dict, image_dir: Path, path: Path) -> Path | None:
         axis.set_title("\n".join(lines), fontsize=9)
     figure.suptitle(f"{TITLES[name]}: held-out photos from the best to the worst position")
     return save_figure(figure, path)
+
+
+# ---------------------------------------------------------------- training
+
+PANELS = {"score": "score (1 = nothing learned)", "median_km": "position, median km",
+          "mean_minutes": "time, mean minutes", "mean_m": "altitude, mean m"}  # fmt: skip
+
+
+def draw_history(history, title: str):
+    """The rows of metrics.csv (a DataFrame, or None) as a figure: a thin line a rehearsal, a dot
+    the epoch of its best score."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(PLOT_STYLE):
+        figure = Figure(figsize=(13, 3.1), layout="constrained")
+        axes = figure.subplots(1, len(PANELS))
+    for name, mine in [] if history is None else history.groupby("inputs"):
+        runs = mine.groupby(["fold", mine["left_out"].fillna(0)])
+        for number, (_, run) in enumerate(runs):
+            best = run.loc[run["score"].idxmin()]
+            for axis, column in zip(axes, PANELS, strict=True):
+                label = None if number else TITLES[name]
+                axis.plot(run["epoch"], run[column], color=COLOURS[name], lw=1, alpha=0.5,
+                          label=label)  # fmt: skip
+                axis.plot(best["epoch"], best[column], "o", color=COLOURS[name], ms=3)
+        axes[0].legend(frameon=False, fontsize=9)
+    for axis, text in zip(axes, PANELS.values(), strict=True):
+        axis.set_title(text, fontsize=10)
+        axis.set_xlabel("epoch")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+# ---------------------------------------------------------------- one answer
+
+
+def draw_answer(title: str, row: dict, photo, similar, image_dir: Path, places, truth: dict):
+    """One photo and all that a model says of it, as a figure.
+
+    `row` is a record of predictions.photo_row, `photo` the picture turned upright, `similar` the
+    training photos most like it (filename, similarity, from_answer_km), `places` the latitudes and
+    longitudes of the training photos or None, `truth` its row of the table, empty if there is none.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({**PLOT_STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(13, 7.2 if len(similar) else 4.8), layout="constrained")
+        parts = figure.subfigures(2 if len(similar) else 1, 1, squeeze=False, height_ratios=(
+            (2, 1) if len(similar) else None))[:, 0]  # fmt: skip
+        upper = parts[0].add_gridspec(1, 3, width_ratios=(1.3, 1.2, 1))
+        axis = parts[0].add_subplot(upper[0])
+        axis.imshow(photo)
+        axis.axis("off")
+        strange = (row["strangeness"] or 0) > 1
+        axis.set_title(title + ("\nunlike all training photos" if strange else ""), fontsize=10)
+        turned = ", turned upright" if row["turned"] else ""
+        seen = f"stored as {row['orientation']} ({row['orientation_probability']:.0%}{turned})"
+        axis.text(0, -0.04, seen, transform=axis.transAxes, va="top")
+        draw_place(parts[0].add_subplot(upper[1]), row, places, truth)
+        draw_clock(parts[0].add_subplot(upper[2], projection="polar"), row, truth)
+        if len(similar):
+            parts[1].suptitle("most similar training photos", fontsize=10, x=0.01, ha="left")
+            for axis, one in zip(parts[1].subplots(1, len(similar)), similar.itertuples(),
+                                 strict=True):  # fmt: skip
+                axis.axis("off")
+                with suppress(OSError, ValueError):  # moved away since
+                    axis.imshow(open_upright(photo_file(image_dir, one.filename), 240))
+                away = place_label(one.from_answer_km)
+                axis.set_title(f"similarity {one.similarity:.2f}, {away}", fontsize=9)
+    return figure
+
+
+def place_label(km: float) -> str:
+    """How far a place is from the answer; nothing is known to less than a metre."""
+    if not math.isfinite(km):
+        return "place unknown"
+    return f"{distance_label(km)} away" if km >= 1e-3 else "the same place"
+
+
+def draw_place(axis, row: dict, places, truth: dict) -> None:
+    """The position with its two radii, up to three places, and the truth, on a map."""
+    from matplotlib.patches import Ellipse
+
+    if row["latitude"] is None:
+        axis.axis("off")
+        axis.set_title("no position was learned")
+        return
+    lat, lon, most = row["latitude"], row["longitude"], row["radius90_km"]
+    shrink = max(math.cos(math.radians(lat)), 0.02)
+    known = [(one["latitude"], one["longitude"]) for one in row["places"]]
+    true = (truth.get("gps_latitude"), truth.get("gps_longitude"))
+    if true[0] is not None and np.isfinite(true[0]):
+        axis.plot(unwrapped(np.array(true[1:]), lon), true[:1], "*", color="#222", ms=12, zorder=6)
+        known.append(true)
+    lats = np.array([lat, *(one[0] for one in known)])
+    lons = unwrapped(np.array([lon, *(one[1] for one in known)]), lon)
+    dress_axis(axis, squared(box_around(lats, lons, 0.15, 1.15 * most)))
+    if places is not None:
+        axis.scatter(unwrapped(places[1], lon), places[0], s=5, color="#9aa0a6", zorder=2)
+    for radius, alpha in ((row["radius50_km"], 0.25), (most, 0.12)):
+        width, height = (2 * radius / KM_PER_DEGREE / x for x in (shrink, 1.0))
+        axis.add_patch(Ellipse((lon, lat), width, height, color=COLOURS["depth"], alpha=alpha))
+    axis.plot(lon, lat, "o", color=COLOURS["depth"], ms=7, zorder=5)
+    for number, one in enumerate(row["places"], start=1):
+        at = unwrapped(np.array([one["longitude"]]), lon)[0]
+        axis.annotate(f"{number}: {one['probability']:.0%}", (at, one["latitude"]), zorder=7,
+                      textcoords="offset points", xytext=(5, 5), fontsize=9)  # fmt: skip
+        axis.plot(at, one["latitude"], "x", color=COLOURS["depth"], ms=6, zorder=5)
+    sure = "" if row["position_confident"] else ", not confident"
+    near, far = distance_label(row["radius50_km"]), distance_label(most)
+    star = "\n★ the truth, " if len(known) > len(row["places"]) else ""
+    off = place_label(float(density.distance_km(lat, lon, *true))) if star else ""
+    axis.set_ylabel("")
+    axis.set_xlabel(f"{lat:.5f}, {lon:.5f}{sure}\n± {near} (50 %), {far} (90 %){star}{off}",
+                    fontsize=10)  # fmt: skip
+
+
+def draw_clock(axis, row: dict, truth: dict) -> None:
+    """A face of 24 hours, noon at the top, with the intervals as arcs; below it all in words."""
+    axis.set_theta_zero_location("S")
+    axis.set_theta_direction(-1)
+    axis.set_xticks(np.arange(0, 24, 3) * math.pi / 12, [f"{hour} h" for hour in range(0, 24, 3)])
+    axis.set(yticks=[], ylim=(0, 1))
+    turn = 2 * math.pi / 1440
+    lines = ["no time was learned"]
+    if row["time"] is not None:
+        hours, minutes = map(int, row["time"].split(":"))
+        at, sure = (60 * hours + minutes) * turn, "" if row["time_confident"] else ", not confident"
+        for half, alpha in ((row["time50_minutes"], 0.5), (row["time90_minutes"], 0.2)):
+            axis.bar(at, 1, min(2 * half * turn, 2 * math.pi), color=COLOURS["rgb"], alpha=alpha)
+        axis.plot([at, at], [0, 0.95], color="#222", lw=2)
+        lines = [f"{row['time']}{sure}", f"± {row['time50_minutes']:.0f} min (50 %), "
+                 f"{row['time90_minutes']:.0f} min (90 %)"]  # fmt: skip
+    when = truth.get("datetime_at_place") or truth.get("datetime")
+    if isinstance(when, str) and len(when) >= 16:
+        lines[-1] += f"\n★ the truth, {when[11:16]}"
+        true = (60 * int(when[11:13]) + int(when[14:16])) * turn
+        axis.plot(true, 0.9, "*", color="#222", ms=12, clip_on=False)
+    if row["altitude_m"] is not None:
+        sure = "" if row["altitude_confident"] else ", not confident"
+        lines.append(f"altitude {row['altitude_m']:.0f} m ± {row['altitude50_m']:.0f} (50 %), "
+                     f"{row['altitude90_m']:.0f} (90 %){sure}")  # fmt: skip
+        high = truth.get("gps_altitude")
+        if high is not None and np.isfinite(high):
+            lines.append(f"★ the truth, {high:.0f} m")
+    if row["sun_elevation_deg"] is not None:
+        side = "above" if row["sun_elevation_deg"] >= 0 else "below"
+        lines.append(f"sun {abs(row['sun_elevation_deg']):.0f}° {side} the horizon")  # fmt: skip
+    axis.set_xlabel("\n".join(lines), fontsize=10)
