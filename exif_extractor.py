@@ -179,6 +179,9 @@ def outermost(vectors: list[tuple]) -> list[tuple]:
 # ---------------------------------------------------------------- the run
 
 
+RESULT = {"lines", "photos", "unreadable", "read", "placed"}  # what a run notes and report prints
+
+
 def extract(
     image_dir: Path, data_dir: Path, workers: int, overwrite: bool = False, round_km: float = 0.0
 ) -> dict:
@@ -195,7 +198,8 @@ def extract(
     if overwrite:
         memory.forget()
     result = memory.result()
-    if result and memory.unchanged(found.files()):
+    # What an earlier version noted may lack a figure: its rows are taken over, the rest is counted anew
+    if result and RESULT <= result.keys() and memory.unchanged(found.files()):
         result["read"] = 0
     else:
         result = _rebuild(found, memory, round_km, workers)

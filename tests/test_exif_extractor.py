@@ -145,6 +145,19 @@ def test_a_damaged_memory_costs_time_and_nothing_else(tmp_path):
     assert (data / "exif_data.json").read_bytes() == table
 
 
+@pytest.mark.parametrize("figure", sorted(exif_extractor.RESULT))
+def test_what_an_earlier_version_noted_may_lack_a_figure(tmp_path, figure):
+    images, data = folder(tmp_path)
+    first = exif_extractor.extract(images, data, 1)
+    state = data / ".exif_data.state.json"
+    noted = json.loads(state.read_text())
+    del noted["result"][figure]
+    state.write_text(json.dumps(noted))
+    again = exif_extractor.extract(images, data, 1)
+    assert again["read"] == 0 and again.keys() == first.keys()
+    assert exif_extractor.RESULT <= json.loads(state.read_text())["result"].keys()
+
+
 def test_a_new_format_of_rows_reads_everything_again(tmp_path, monkeypatch):
     images, data = folder(tmp_path)
     exif_extractor.extract(images, data, 1)
