@@ -198,8 +198,8 @@ def extract(
     if overwrite:
         memory.forget()
     result = memory.result()
-    # What an earlier version noted may lack a figure: its rows are taken over, the rest is counted anew
-    if result and RESULT <= result.keys() and memory.unchanged(found.files()):
+    # What an earlier version noted may lack a figure: then rows are taken over and counted anew.
+    if result and result.keys() >= RESULT and memory.unchanged(found.files()):
         result["read"] = 0
     else:
         result = _rebuild(found, memory, round_km, workers)

@@ -2,7 +2,8 @@
 
 Reads  data/exif_data.json (exif_extractor.py), the photos and, for RGB+Depth, data/depths/.
 Writes checkpoints/best_gps_model_rgb.pth, best_gps_model_depth.pth, best_gps_model.pth (the better
-       of the two), last_*.pth to resume from, and metrics.csv with every epoch.
+       of the two), each with a model card (.md); last_*.pth to resume from, and metrics.csv with
+       every epoch.
 
     python gps_orientation_trainer.py
     python gps_orientation_trainer.py --backbone tf_efficientnet_lite0   # needs no download
@@ -34,6 +35,7 @@ from geophoto import (
     features,
     finetune,
     frozen,
+    model_card,
     sharing,
 )
 from geophoto.baselines import mean_figures
@@ -140,6 +142,7 @@ def train_models(
             }
             if not options["gallery"]:
                 content = sharing.without_gallery(content, photos.lat, photos.lon)
+            model_card.write_card(target, content, photos, weights)
             checkpoints.write_checkpoint(target, content)
             print(f"wrote {target}")
     if rank() == 0:
@@ -291,6 +294,8 @@ def bar(items: Iterable, **about) -> Iterable:
 def name_the_better(checkpoint_dir: Path, scores: dict[str, float]) -> None:
     """Copy the better model and say which it is."""
     better = checkpoints.copy_better(checkpoint_dir, scores)
+    copied = checkpoint_dir / f"best_gps_model_{better}.pth", checkpoint_dir / "best_gps_model.pth"
+    model_card.copy_card(*copied)
     listed = ", ".join(f"{name} {score:.3f}" for name, score in scores.items())
     print(f"validation score ({listed}; lower is better): best_gps_model.pth is {better}")
 
@@ -440,7 +445,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def give_away(path: Path) -> int:
     with density.one_line_for_files():
-        print(f"wrote {sharing.strip(path)} and its .json: README says what remains in them")
+        target = sharing.strip(path)
+        model_card.copy_card(path, target, gallery=False)
+        print(f"wrote {target} and its .json: README says what remains in them")
     return 0
 
 

@@ -48,6 +48,7 @@
     maps           views of places: extent, coast, scale; a table's density as picture and page
     plots          the pictures of an evaluation
     findings       what its figures say, in sentences with a verdict
+    model_card     a model card beside every checkpoint
     report_data    what its page draws, as plain columns
     report         its page: cards, an interactive map, charts and a gallery
     notebook       what notebooks show: a training watched live, a photo asked about

@@ -24,7 +24,7 @@ SCRIPTS = (
 ROOMS = re.findall(r"^    (\w+)  ", geophoto.__doc__, flags=re.M)  # in the order of the data
 TORCH_ROOMS = ("devices", "network", "backbones", "features", "training", "frozen", "finetune",
                "archives", "checkpoint_checks", "checkpoints", "sharing",
-               "predictions")  # fmt: skip
+               "predictions", "model_card")  # fmt: skip
 HEAVY = ("torch", "transformers", "timm", "matplotlib", "cv2", "pandas", "jinja2")
 TEXTS = [
     path
