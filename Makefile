@@ -44,6 +44,7 @@ bench: demo .venv/dev  ## speed against ExifTool and the official depth procedur
 	$(PY) benchmarks/bench_depth.py
 	$(PY) benchmarks/bench_training.py
 	$(PY) benchmarks/bench_predict.py
+	$(PY) benchmarks/bench_backbones.py
 	$(PY) benchmarks/bench_cost.py
 
 ablation: demo .venv/dev  ## what each ingredient of the recipe brings, on the demo and other photos

@@ -26,10 +26,19 @@ TORCH_ROOMS = ("devices", "network", "backbones", "features", "training", "froze
                "archives", "checkpoint_checks", "checkpoints", "sharing",
                "predictions", "model_card")  # fmt: skip
 HEAVY = ("torch", "transformers", "timm", "matplotlib", "cv2", "pandas", "jinja2")
+FOLDERS_OF_TEXTS = ("docs", "data", "data/demo", "checkpoints")
 TEXTS = [
     path
-    for path in (REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "Makefile")
-    if path.is_file()
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "data/*.md",
+        "data/demo/*.md",
+        "checkpoints/*.md",
+        "Makefile",
+    )
+    for path in sorted(REPOSITORY.glob(pattern))
+    if not path.name.startswith(("CHANGELOG", "best_gps_model"))
 ]
 
 
@@ -234,7 +243,10 @@ def check_command(words: list[str]) -> None:
         assert flag in known, f"{words[0]} has no {flag}"
 
 
-@pytest.mark.parametrize("path", TEXTS, ids=[path.name for path in TEXTS])
+NAMES_OF_TEXTS = [str(path.relative_to(REPOSITORY)) for path in TEXTS]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=NAMES_OF_TEXTS)
 def test_commands_in_the_texts_exist(path):
     text = path.read_text(encoding="utf-8")
     for words in commands_in(text):
@@ -245,6 +257,63 @@ def test_commands_in_the_texts_exist(path):
     targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.M))
     for target in re.findall(r"(?:^|`|\$ )make ([a-z-]+)", text, flags=re.M):
         assert target in targets, f"make {target}"
+
+
+def test_commands_that_do_not_exist_are_found():
+    for text in ("python density.py --no-such-flag", "`python evaluate_gps_model.py --foto x`"):
+        with pytest.raises(AssertionError, match="has no --"):
+            check_command(*commands_in(text))
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=NAMES_OF_TEXTS)
+def test_files_and_tests_that_the_texts_name_exist(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):  # links to other pages and pictures
+        assert (path.parent / target).exists(), target
+    named = re.findall(
+        r"(?:tests|benchmarks|docs|notebooks|data/demo)/[\w/]+\.(?:py|md|ipynb)", text
+    )
+    for file in named:
+        assert (REPOSITORY / file).is_file(), file
+    for room in re.findall(r"`(\w+)\.py`", text):
+        assert any(REPOSITORY.glob(f"**/{room}.py")), room
+    for file, names in re.findall(r"(tests/test_\w+\.py)[^`\n]* -k \"?([\w ]+)", text):
+        tests = (REPOSITORY / file).read_text(encoding="utf-8")
+        for name in re.split(r" (?:or|and) ", names):
+            assert name in tests, f"{file} -k {name}"
+
+
+def messages() -> list[str]:
+    """Every text of the code, what is filled in as …; neighbouring texts joined."""
+
+    def told(node: ast.expr) -> str | None:
+        if isinstance(node, ast.Constant):
+            return node.value if isinstance(node.value, str) else None
+        if isinstance(node, ast.JoinedStr):
+            return "".join(told(part) or "…" for part in node.values)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            return (told(node.left) or "…") + (told(node.right) or "…")
+        return None
+
+    files = [*REPOSITORY.glob("*.py"), *REPOSITORY.glob("geophoto/*.py")]
+    nodes = (node for file in files for node in ast.walk(ast.parse(file.read_text("utf-8"))))
+    return [text for node in nodes if isinstance(node, ast.expr) and (text := told(node))]
+
+
+def is_message(quoted: str, known: list[str]) -> bool:
+    """Whether some text of the code holds the parts of a quoted message, in their order."""
+    parts = [part.strip() for part in quoted.split("…") if part.strip()]
+    pattern = re.compile(".*".join(map(re.escape, parts)), flags=re.S)
+    return any(pattern.search(text) for text in known)
+
+
+def test_quoted_messages_exist():
+    text = (REPOSITORY / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"^\| `([^`]+)`", text, flags=re.M)
+    known = messages()
+    assert len(quoted) > 20
+    assert [message for message in quoted if not is_message(message, known)] == []
+    assert not is_message("no photos: … is no directory; put them there", known)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
