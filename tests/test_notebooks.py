@@ -27,22 +27,24 @@ LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @pytest.fixture(scope="module")
-def folders(trained, tmp_path_factory) -> str:
-    """The line of the notebooks that says where everything is."""
-    output = tmp_path_factory.mktemp("evaluation")
-    arguments = ["--data-dir", trained.data, "--checkpoint-dir", trained.checkpoints]
-    code, printed = quietly(
-        evaluate_gps_model.main, *arguments, "--output-dir", output, "--bootstrap", 50
-    )
+def folders(trained, tmp_path_factory) -> tuple[Path, Path, Path]:
+    """Data, checkpoints and evaluation of the notebooks' own, as they write there."""
+    root = tmp_path_factory.mktemp("notebooks")
+    paths = root / "data", root / "checkpoints", root / "evaluation"
+    shutil.copytree(trained.data, paths[0])
+    shutil.copytree(trained.checkpoints, paths[1])
+    flags = zip(("--data-dir", "--checkpoint-dir", "--output-dir"), paths, strict=True)
+    arguments = [one for pair in flags for one in pair]
+    code, printed = quietly(evaluate_gps_model.main, *arguments, "--bootstrap", 50)
     assert code == 0, printed
-    paths = [str(path) for path in (trained.data, trained.checkpoints, output)]
-    return f"DATA, CHECKPOINTS, EVALUATION = map(Path, {paths!r})"
+    return paths
 
 
-def adapted(path: Path, folders: str):
+def adapted(path: Path, folders: tuple):
     """A notebook without outputs, for other photos and quick trainings."""
     notebook = nbformat.read(path, as_version=4)
-    lines = {"ROOT": f"ROOT = Path({str(REPOSITORY)!r})", "DATA, CHECKPOINTS, EVALUATION": folders}
+    names, paths = "DATA, CHECKPOINTS, EVALUATION", [str(path) for path in folders]
+    lines = {names: f"{names} = map(Path, {paths!r})", "ROOT": f"ROOT = Path({str(REPOSITORY)!r})"}
     lines |= {name: f"{name} = {[*flags, *QUICK]!r}" for name, flags in LIVE.items()}
     for cell in notebook.cells:
         for start, line in lines.items():
@@ -62,7 +64,7 @@ def texts(notebook) -> str:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs_from_the_top(path, folders, trained):
+def test_notebook_runs_from_the_top(path, folders):
     notebook = adapted(path, folders)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})
     client.execute()
@@ -72,10 +74,10 @@ def test_notebook_runs_from_the_top(path, folders, trained):
     printed = texts(notebook)
     assert "Position" in printed and "RGB + depth" in printed
     if "Prediction" in path.stem:
-        models = trained.checkpoints / "notebook"
+        models = folders[1] / "notebook"
         log = (models / "training.log").read_text(encoding="utf-8")
         assert "fold 3/3" in log and (models / "best_gps_model_depth.pth").is_file()
-        assert "epoch 2/2" in (trained.checkpoints / "notebook-few/training.log").read_text()
+        assert "epoch 2/2" in (folders[1] / "notebook-few/training.log").read_text()
         assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 1
         assert "photos placed" in printed
     else:
@@ -185,16 +187,15 @@ def drive(page, address: str, models: Path, photo: Path, shots: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_person_trains_stops_goes_on_and_asks(lab, browser, folders, trained):
+def test_a_person_trains_stops_goes_on_and_asks(lab, browser, folders):
     """In a browser: windows so high that JupyterLab has all cells in the page."""
     address, folder = lab
     path = REPOSITORY / "notebooks" / "GPS_Prediction_Workflow.ipynb"
-    notebook = adapted(path, folders.replace(str(trained.checkpoints), str(folder / "models")))
-    (folder / "models").symlink_to(trained.checkpoints)
+    notebook = adapted(path, folders)
     for cell in notebook.cells:  # long enough to be stopped
         cell.source = cell.source.replace("'--folds', 3", "'--folds', 8")
     nbformat.write(notebook, folder / "notebook.ipynb")
-    models, photo = trained.checkpoints / "notebook", next(trained.data.rglob("plain_0.jpg"))
+    models, photo = folders[1] / "notebook", next(folders[0].rglob("plain_0.jpg"))
     shutil.rmtree(models, ignore_errors=True)  # of the tests above
     page = browser.new_page(viewport={"width": 1400, "height": 9000})
     drive(page, address, models, photo, folder)
