@@ -425,6 +425,71 @@ def test_killed_at_any_moment(tmp_path):
     assert begun[0] < 150
 
 
+def killed_before(touch: int, root: Path, work) -> bool:
+    """Do the work in a process that is killed before its n-th opening, renaming, removing or change
+    of rights or times below a folder; whether it came so far."""
+    pid = os.fork()
+    if pid == 0:
+        count = 0
+
+        def touched(event, told):
+            nonlocal count
+            mine = event in ("open", "os.rename", "os.remove", "os.chmod", "os.utime", "os.mkdir")
+            if mine and str(root) in str(told[0]):
+                count += 1
+                if count == touch:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(touched)
+        with contextlib.suppress(BaseException):
+            work()
+            os._exit(0)
+        os._exit(1)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("kind", ["sidecar", "copies"])
+def test_killed_before_every_touch_of_the_disk(images, tmp_path, kind):
+    """Whole files and a complete list; the undo leaves nothing, also when it is killed itself."""
+    folder = images if kind == "sidecar" else tmp_path / "copies"
+    if kind == "sidecar":
+        (images / "b.png.xmp").write_bytes(PLAIN.encode())
+    before, told = state(images), answers()
+    journal = tmp_path / "evaluation" / "written.json"
+    whole = write(images, folder, kind, told)[0]  # the first loads what is loaded late
+    finished = {path: content for path, (content, _) in state(folder).items()}
+    undo(journal)
+    assert (whole["action"] != "skip").sum() >= 3
+
+    def sound():
+        made = {name for name in state(folder) if not name.endswith(".tmp")} - set(before)
+        listed = {Path(entry["path"]).name for entry in read_list(journal)} if made else set()
+        assert made <= listed
+        for name in made:
+            assert (folder / name).read_bytes() == finished[name]
+
+    touch = 0
+    while True:
+        touch += 1
+        ended = not killed_before(touch, tmp_path, lambda: write(images, folder, kind, told))
+        sound()
+        if journal.exists():
+            killed_before(1 + touch % 7, tmp_path, lambda: undo(journal))
+        if journal.exists():
+            undo(journal)
+        left = {name for name in state(folder) if not name.endswith(".tmp")}
+        assert left == (set(before) if kind == "sidecar" else set())
+        assert {n: b for n, (b, _) in state(images).items() if not n.endswith(".tmp")} == {
+            n: b for n, (b, _) in before.items()
+        }
+        if ended:
+            break
+    assert touch > 20
+
+
 def test_a_run_after_a_kill_goes_on(images):
     (images / "b.png.xmp").write_bytes(PLAIN.encode())
     before = state(images)
