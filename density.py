@@ -255,6 +255,13 @@ def arc_km(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return 2 * EARTH_RADIUS_KM * np.arctan2(apart, np.linalg.norm(u + v, axis=-1))
 
 
+def distance_label(km: float, _position=None) -> str:
+    """A distance as people say it; the second argument is what matplotlib's formatters pass."""
+    if km < 0.9995:  # what rounds to 1000 m is a kilometre
+        return f"{km * 1000:.3g} m"
+    return f"{km:,.0f} km" if km >= 9.995 else f"{km:.3g} km"
+
+
 def distance_km(lat1, lon1, lat2, lon2) -> np.ndarray:
     """Great-circle distance in km between points in degrees; arrays broadcast."""
     return arc_km(unit_vectors(lat1, lon1), unit_vectors(lat2, lon2))
@@ -595,7 +602,7 @@ def draw_maps(data_dir: Path, image_dir: Path, bandwidth_km: float | None) -> No
     page = data_dir / "density.html"
     write_density_page(page, names, lat, lon, image_dir, bandwidth_km, progress)
     print(f"{len(lat)} positions: wrote {data_dir}/density.png and {data_dir}/density.html, "
-          f"kernel {bandwidth_km:.3g} km")  # fmt: skip
+          f"kernel {distance_label(bandwidth_km)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -147,8 +147,9 @@ class Summary:
             most = "most: " if len(self.cameras) > 3 else ""
             told.append(f"  cameras: {len(self.cameras)} ({most}{names})")
         if self.places:
+            span = self.span_km()
             told.append(
-                f"  span {self.span_km():.3g} km, "
+                f"  span {span:{',.0f' if span >= 100 else '.3g'}} km, "
                 f"{self.repeated()} repeat another's position and second"
             )
         if self.warnings:

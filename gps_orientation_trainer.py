@@ -49,6 +49,7 @@ from geophoto.devices import (
     together,
     wait_for_all,
 )
+from geophoto.maps import distance_label
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import (
     FEW_PHOTOS,
@@ -347,11 +348,7 @@ def print_row(label: str, figures: dict) -> None:
     def cell(name: str, pattern: str, factor: float = 1.0) -> str:
         return pattern.format(figures[name] * factor) if name in figures else "-"
 
-    km = (
-        cell("median_km", "{:.3g} km")
-        if figures.get("median_km", 1) >= 1
-        else cell("median_km", "{:.0f} m", 1000)
-    )
+    km = distance_label(figures["median_km"]) if "median_km" in figures else "-"
     minutes, metres = cell("mean_minutes", "{:.0f} min"), cell("mean_m", "{:.0f} m")
     turns, score = cell("turn_accuracy", "{:.1f} %", 100), cell("score", "{:.3f}")
     print(f"{label:<14}{km:>12}{minutes:>12}{metres:>12}{turns:>9}{score:>9}", flush=True)

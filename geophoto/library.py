@@ -78,7 +78,7 @@ def time_words(seconds: float) -> str:
 
 
 def distance_words(km: float) -> str:
-    return f"{max(km * 1000, 1):.0f} m" if km < 0.9995 else f"{km:.3g} km"
+    return f"{max(km * 1000, 1):.0f} m" if km < 0.9995 else density.distance_label(km)
 
 
 def shift_words(seconds: float) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import density
+from density import distance_label
 from geophoto.pictures import photo_file
 from geophoto.thumbnails import MOST, thumbnails
 
@@ -32,11 +33,6 @@ KM_PER_DEGREE = math.pi * density.EARTH_RADIUS_KM / 180
 Box = tuple[float, float, float, float]  # south, west, north, east in degrees; east may exceed 180
 
 # ---------------------------------------------------------------- views
-
-
-def distance_label(km: float, _position=None) -> str:
-    """A distance as people say it; the second argument is what matplotlib's formatters pass."""
-    return f"{km * 1000:.3g} m" if km < 1 else f"{km:,.0f} km" if km >= 10 else f"{km:.3g} km"
 
 
 def unwrapped(lon: np.ndarray, middle: float) -> np.ndarray:

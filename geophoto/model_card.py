@@ -12,7 +12,7 @@ import numpy as np
 import density
 from geophoto.archives import numpy_again
 from geophoto.backbones import LITE0
-from geophoto.findings import HEADS
+from geophoto.findings import HEADS, percent
 from geophoto.metrics import head_metrics
 from geophoto.photos import Photos, describe_groups
 
@@ -61,9 +61,9 @@ The file is named `best_gps_model.pth` in that folder.
 ## Training Details
 
 **Training data.** {photos} photos of one collection: {placed} with a position, {timed} with a time,
-{high} with an altitude, {tagged} with an orientation tag. Split {split}, {groups} groups.
+{high} with an altitude, {tagged} with an orientation tag. Split: {split}, {groups}.
 
-**Training procedure.** {epochs} epochs of at most {most}, seed {seed}, learning rate {rate:g}.
+**Training procedure.** {trained}; seed {seed}, learning rate {rate:g}.
 
 ## Evaluation
 
@@ -109,8 +109,10 @@ def write_card(path: Path, content: dict, photos: Photos, weights: str | None) -
         photos=len(photos), placed=int(photos.placed.sum()),
         timed=int(np.isfinite(photos.minutes).sum()), high=int(np.isfinite(photos.altitude).sum()),
         tagged=int((photos.orientation >= 0).sum()), split=split["kind"],
-        groups=f"{split['group_count']} ({describe_groups(split)})", epochs=content["epoch"],
-        most=settings["epochs"], seed=settings["seed"], rate=settings["learning_rate"],
+        groups=f"{split['group_count']} groups ({describe_groups(split)})",
+        trained=f"{content['epoch']} epochs of at most {settings['epochs']}" if content["epoch"]
+        else "The heads as ridge regression starts them: no epoch made them better",
+        seed=settings["seed"], rate=settings["learning_rate"],
         testing=testing_of(content), results="\n".join(result_lines(content, photos)),
     )  # fmt: skip
     with density.write_atomically(path.with_suffix(".md"), "w", encoding="utf-8") as file:
@@ -154,10 +156,10 @@ def result_lines(content: dict, photos: Photos) -> list[str]:
         lines.append(
             f"| {title} | {block['n']} | {show(block[key])}{between} | "
             f"{show(block[f'baseline_{key}'])} | {show(block[f'knn_{key}'])} | "
-            f"{block['coverage90']:.0%} |"
+            f"{percent(block['coverage90'])} |"
         )
     turns = metrics["orientation"]
-    told = f"{turns['turn_accuracy']:.1%} of four turns right" if turns["n"] else "not learned"
+    told = f"{percent(turns['turn_accuracy'])} of four turns right" if turns["n"] else "not learned"
     lines.append(f"| Orientation | {turns['n']} | {told} | 25 % | – | – |")
     return lines
 

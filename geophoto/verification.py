@@ -295,10 +295,6 @@ def in_100(p: float) -> str:
     return f"{round(100 * p)} in 100" if p >= 0.01 else "fewer than 1 in 100"
 
 
-def kilometres(km: float) -> str:
-    return f"{km:.3g} km" if km < 1000 else f"{km:,.0f} km"
-
-
 def interval_words(p: float) -> str:
     """Outside which calibrated interval a claim lies, for p-values up to the last of LEVELS."""
     level = next(level for level in LEVELS if p <= level)
@@ -311,7 +307,7 @@ def evidence(row: dict) -> list[str]:
     looks = {
         "position": lambda: (
             f"the claimed position lies {interval_words(row['p_position'])}, "
-            f"{kilometres(row['distance_km'])} from the answer"
+            f"{density.distance_label(row['distance_km'])} from the answer"
         ),
         "time": lambda: (
             f"the claimed hour, {row['claimed_time']}, lies "

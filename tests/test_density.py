@@ -709,3 +709,19 @@ def test_a_signal_ends_a_script_with_one_line(number):
     assert script.returncode == 128 + number
     assert told.strip().endswith("interrupted; the same command goes on from here")
     assert told.strip().count("\n") == 0 and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("km", "text"),
+    [(0.001, "1 m"), (0.4444, "444 m"), (0.9994, "999 m"), (0.9996, "1 km"), (4.254, "4.25 km"),
+     (9.996, "10 km"), (999.7, "1,000 km"), (12_100.4, "12,100 km")],
+)  # fmt: skip
+def test_distances_are_never_in_powers_of_ten(km, text):
+    assert density.distance_label(km) == text
+
+
+@given(st.floats(1e-6, 20_100))
+def test_a_distance_as_people_say_it_is_read_back(km):
+    number, unit = density.distance_label(km).replace(",", "").split()
+    assert float(number) * {"m": 1e-3, "km": 1}[unit] == pytest.approx(km, rel=0.05)
+    assert "e+" not in number

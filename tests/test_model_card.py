@@ -8,6 +8,7 @@ from geophoto import model_card
 from geophoto.backbones import LITE0
 from geophoto.baselines import answer_errors
 from geophoto.checkpoints import read_checkpoint
+from geophoto.findings import percent
 from geophoto.photos import read_photos
 from geophoto.plots import distance_label
 
@@ -46,7 +47,7 @@ def test_its_figures_are_those_of_the_held_out_answers(model):
     assert int(cells[1]) <= known.sum()
     assert cells[2].startswith(distance_label(float(np.median(errors["gps"][known]))))
     inside = errors["gps"] <= content["held_out"]["answers"]["radius90_km"]
-    assert cells[5] == f"{inside[known].mean():.0%}"
+    assert cells[5] == percent(inside[known].mean())
 
 
 def test_a_card_names_no_photo_and_no_place(model):
