@@ -357,7 +357,7 @@ def print_verification(rows: list[dict], summary: dict) -> None:
     if summary["false_alarms"] is not None:
         print(
             f"on {summary['photos']} held-out photos, {summary['false_alarms']:.1%} false alarms "
-            f"at {summary['alarm_at']:.0%}:"
+            f"(p up to {summary['alarm_at']:.3f}):"
         )
     for name, rate in summary["rates"].items():
         print(f"  {name:<28}{rate['found']:>5.0%} of {rate['n']} found")

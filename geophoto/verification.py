@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 KINDS = ("position", "time", "sun", "orientation")
 JUDGED = ("lat", "lon", "minutes", "sun", "chances", "gps_reach", "time_reach")  # see judge
-ALARM = 0.05  # combined p-value at which a photo counts as found, and share of false alarms
+ALARM = 0.05  # most false alarms among true claims, where it is said what share is found
 LEVELS = (0.01, 0.05, 0.1)  # p-values that evidence is told by
 
 # ---------------------------------------------------------------- claims
@@ -266,25 +266,35 @@ def detection(
     calibration: Calibration, judged: dict, claims: Claims, part: np.ndarray, groups: np.ndarray,
     spread_km: float,
 ) -> dict:  # fmt: skip
-    """On held-out photos with true claims: distances of their p-values from uniform, the share of
-    false alarms, and of each kind of false claim the share that is found at ALARM."""
+    """On held-out photos with true claims: distances of their p-values from uniform, the greatest
+    combined p-value at which at most ALARM of them are false alarms, the share that is, and of each
+    kind of false claim the share that is found at it."""
     told, together = calibration.verdicts(judged, claims, part)
     known = np.isfinite(together)
+    at = alarm_at(together[known])
     rates = {}
     for name, altered, rows in alterations(claims, spread_km, groups):
         if rows.any():
             _, found = calibration.verdicts(judged, altered, part)
-            rates[name] = {"n": int(rows.sum()), "found": float((found[rows] <= ALARM).mean())}
+            rates[name] = {"n": int(rows.sum()), "found": float((found[rows] <= at).mean())}
     return {
         "photos": int(known.sum()),
-        "false_alarms": float((together[known] <= ALARM).mean()) if known.any() else None,
-        "alarm_at": ALARM,
+        "false_alarms": float((together[known] <= at).mean()) if known.any() else None,
+        "alarm_at": at,
         "spread_km": spread_km,
         "kolmogorov": {kind: kolmogorov(told[kind]) for kind in KINDS}
         | {"together": kolmogorov(together)},
         "claims": {kind: int(np.isfinite(told[kind]).sum()) for kind in KINDS},
         "rates": rates,
     }
+
+
+def alarm_at(p: np.ndarray) -> float:
+    """The greatest p-value, and at most ALARM, up to which at most ALARM of those of true claims
+    (Q,) lie; half the least of them where that is none."""
+    tried = np.append(np.unique(p[p <= ALARM]), ALARM)
+    kept = tried[np.searchsorted(np.sort(p), tried, side="right") <= ALARM * len(p)]
+    return float(kept.max(initial=p.min(initial=ALARM) / 2))
 
 
 # ---------------------------------------------------------------- evidence
