@@ -29,7 +29,7 @@ import density  # before NumPy and torch: see there
 # isort: split
 import numpy as np
 
-from density import progress
+from density import distance_label, progress
 from geophoto.findings import findings
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
@@ -37,7 +37,6 @@ from geophoto.pictures import MEGAPIXELS, limit_pixels, list_photos
 from geophoto.plots import (
     PLOT_STYLE,
     TITLES,
-    distance_label,
     plot_agreement,
     plot_confusion,
     plot_examples,

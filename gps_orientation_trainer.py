@@ -26,7 +26,7 @@ import density  # before NumPy and torch: see there
 import numpy as np
 from tqdm import tqdm
 
-from density import file_sha256, next_command
+from density import distance_label, file_sha256, next_command
 from geophoto import (
     archives,
     backbones,
@@ -49,7 +49,6 @@ from geophoto.devices import (
     together,
     wait_for_all,
 )
-from geophoto.maps import distance_label
 from geophoto.network import GPSPredictionNet, create_network
 from geophoto.photos import (
     FEW_PHOTOS,

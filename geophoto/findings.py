@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from geophoto.plots import TITLES, distance_label
+from density import distance_label
+from geophoto.plots import TITLES
 
 
 def minutes_label(minutes: float) -> str:

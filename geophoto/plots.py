@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 import density
+from density import distance_label
 from geophoto.baselines import answer_errors, errors_of
 from geophoto.maps import (
     KM_PER_DEGREE,
     box_around,
-    distance_label,
     dress_axis,
     in_view,
     squared,

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 import density
+from density import distance_label
 from geophoto.baselines import errors_of
 from geophoto.findings import (
     HEADS,
@@ -24,7 +25,7 @@ from geophoto.findings import (
     percent,
     verdict_of,
 )
-from geophoto.maps import distance_label, embed, write_page
+from geophoto.maps import embed, write_page
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.pictures import photo_file
 from geophoto.plots import TITLES

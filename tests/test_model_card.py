@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import yaml
 
+from density import distance_label
 from geophoto import model_card
 from geophoto.backbones import LITE0
 from geophoto.baselines import answer_errors
 from geophoto.checkpoints import read_checkpoint
 from geophoto.findings import percent
 from geophoto.photos import read_photos
-from geophoto.plots import distance_label
 
 
 @pytest.fixture(scope="module")
