@@ -10,6 +10,7 @@ with thumbnails, to zoom in and to select from; it works without network.
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import importlib.util
 import io
@@ -66,6 +67,7 @@ DOUBTED_POSITION = ("gps_zero", "gps_void")  # warnings of the extractor: not us
 EARTH_RADIUS_KM = 6371.0088  # mean radius R1 of the IUGG (WGS84)
 LOG_SECONDS = 30.0  # between two lines that tell in a log how far a long stage has come
 LEAST_RADIUS_KM = 1e-3  # no position is known better than to a metre
+DISK_REFUSES = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS  # whatever is written next too
 
 # ---------------------------------------------------------------- files
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import errno
 import itertools
 import json
 import math
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from density import (  # before NumPy and torch: see there
+    DISK_REFUSES,
     file_sha256,
     next_command,
     one_line_for_files,
@@ -252,8 +252,7 @@ def write_job(
 
 def failure(error: BaseException) -> tuple[str, str]:
     """The outcome of a photo that met `error`; a full disk ends the run."""
-    full = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS
-    if isinstance(error, OSError) and error.errno in full:
+    if isinstance(error, OSError) and error.errno in DISK_REFUSES:
         stop(f"no space left on the disk for the depth maps ({error})")
     return "failed", f"{type(error).__name__}: {error}".splitlines()[0]
 

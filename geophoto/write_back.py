@@ -6,13 +6,16 @@ extractor takes for no labels; a list of every file made. Originals are opened f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 import shutil
+import stat
 import subprocess
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +38,8 @@ KINDS = ("sidecar", "copies")
 EXACT_DEG = 1e-6  # what is read back may differ by so much
 EXIFTOOL_SECONDS = 60  # for one photo
 COPIED = ("jpeg", "webp", "tiff")  # formats of which copies with EXIF are made
+LISTED = {"path", "photo", "action", "extended", "latitude", "longitude", "block", "properties",
+          "sha256"}  # fmt: skip
 
 # ---------------------------------------------------------------- what is written
 
@@ -287,7 +292,8 @@ def is_ours(fix: Fix, lat: float, lon: float) -> bool:
 
 def write_back(items: list[Item], journal: Path, bar: Callable | None = None) -> pd.DataFrame:
     """Write what was planned; what cannot be is left out with the reason. `journal`, a list of
-    every file made, is written before them, and keeps what earlier runs wrote."""
+    every file made, is written before them, and keeps what earlier runs wrote. Raises OSError where
+    the disk is full or read-only: the same call goes on."""
     todo = [item for item in items if item.action != "skip"]
     entries = read_list(journal) if journal.exists() else []
     sweep(entries)
@@ -316,16 +322,21 @@ def write_back(items: list[Item], journal: Path, bar: Callable | None = None) ->
         write_list(journal, entries + fresh)
     todo = [item for item in todo if item.action != "skip"]
     pairs = list(zip(todo, fresh, strict=True))
-    for item, entry in bar(pairs) if bar else pairs:
-        try:
-            made, _ = content_of(item)
-            write_file(item, made)
-            entry["sha256"] = density.file_sha256(Path(item.target))
-        except (OSError, ValueError) as error:
-            item.action, item.why = "skip", str(error)
-    kept = [entry for item, entry in pairs if item.action != "skip"]
-    if fresh:
-        write_list(journal, entries + kept)
+    listed = list(fresh)
+    try:
+        for item, entry in bar(pairs) if bar else pairs:
+            try:
+                made, _ = content_of(item)
+                entry["sha256"] = hashlib.sha256(made).hexdigest()
+                write_file(item, made)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in density.DISK_REFUSES:
+                    raise
+                item.action, item.why = "skip", str(error)
+                listed.remove(entry)
+    finally:  # interrupted or on a full disk too: what was not made yet does no harm in the list
+        if fresh:
+            write_list(journal, entries + listed)
     return plan_table(items)
 
 
@@ -335,20 +346,26 @@ def write_file(item: Item, content: bytes) -> None:
         raise ValueError(f"{item.target} exists")
     with density.write_atomically(item.target) as file:
         file.write(content)
-    if item.source:
-        shutil.copymode(item.source, item.target)
-    if item.action.startswith("copy"):
-        about = os.stat(item.source)
-        os.utime(item.target, ns=(about.st_atime_ns, about.st_mtime_ns))
+        file.flush()
+        if item.source:
+            about = os.stat(item.source)
+            keep_rights(about.st_mode, file.name)
+            if item.action.startswith("copy"):
+                os.utime(file.name, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+def keep_rights(mode: int, path: str) -> None:
+    with suppress(PermissionError):  # FAT has no such rights
+        os.chmod(path, stat.S_IMODE(mode))
 
 
 def read_list(journal: Path) -> list[dict]:
     """The files written and not yet taken back; ends the run when the list is none of ours."""
     try:
         entries = json.loads(journal.read_text(encoding="utf-8"))["written"]
-        if all(isinstance(entry["path"], str) for entry in entries):
+        if all(isinstance(entry["path"], str) and entry.keys() >= LISTED for entry in entries):
             return entries
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         density.stop(f"{journal} is no list of files written ({type(error).__name__})")
     density.stop(f"{journal} is no list of files written")
 
@@ -371,24 +388,31 @@ def sweep(entries: list[dict]) -> None:
 
 def undo(journal: Path) -> pd.DataFrame:
     """Remove exactly the files of the list, and take exactly our properties out of the sidecars
-    that were extended or changed since. What is no longer ours stays, and stays in the list."""
+    that were extended or changed since. What is no longer ours stays, and stays in the list. Raises
+    OSError where the disk is full or read-only, after all that could be taken back was."""
     import pandas as pd
 
     entries = read_list(journal)
     sweep(entries)
-    rows, left = [], []
-    for entry in entries:
+    done: dict[str, str] = {}
+    refused = None
+    # Those to be removed first: that makes the room which rewriting a sidecar takes.
+    for entry in sorted(entries, key=lambda entry: bool(entry["extended"])):
+        path = entry["path"]
         try:
-            done = undo_one(entry)
+            done[path] = undo_one(entry)
         except (OSError, ValueError) as error:
-            done = f"left: {error}"
-        if done.startswith("left"):
-            left.append(entry)
-        rows.append((entry["photo"], entry["path"], done))
-    if left:
+            done[path] = f"left: {error}"
+            if isinstance(error, OSError) and error.errno in density.DISK_REFUSES:
+                refused = refused or error
+    left = [entry for entry in entries if done[entry["path"]].startswith("left")]
+    if len(left) < len(entries) and left:
         write_list(journal, left)
-    else:
+    if refused:
+        raise refused
+    if not left:
         journal.unlink()
+    rows = [(entry["photo"], entry["path"], done[entry["path"]]) for entry in entries]
     return pd.DataFrame(rows, columns=["filename", "path", "done"])
 
 
@@ -414,8 +438,7 @@ def undo_one(entry: dict) -> str:
     rest = cut_block(content, entry["block"], entry["properties"])
     if rest is None:
         return "nothing of ours in it"
-    mode = path.stat().st_mode
     with density.write_atomically(path) as file:
         file.write(rest)
-    os.chmod(path, mode & 0o7777)
+        keep_rights(path.stat().st_mode, file.name)
     return "our properties taken out"

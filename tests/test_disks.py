@@ -5,6 +5,7 @@ permitted.
 """
 
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -12,7 +13,11 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY, copy_data, training_arguments
+from conftest import REPOSITORY, copy_data, quietly, training_arguments
+from test_write_back import PLAIN, answers, save, state
+
+import evaluate_gps_model
+from geophoto.write_back import read_list
 
 STAGES = ("table", "depth", "training", "report", "photos", "place", "verify", "map")
 MOUNTABLE = "mount -t tmpfs -o size=64k none /mnt"
@@ -120,6 +125,120 @@ def test_a_full_or_read_only_disk_is_one_line_and_old_files_stay(
     lost = [name for name in lost if not name.startswith(progress)]
     assert lost == []
     assert not [name for name in after if name.endswith(".tmp")]
+
+
+# ---------------------------------------------------------------- write back
+
+NAMES = [f"{letter}.jpg" for letter in "abcdefghijkl"]
+ROOM = "if [ -w . ]; then rm -f fill; else cd /; mount -o remount,rw {0}; fi"
+
+
+def set_to_write(root, kind: str, beside: bool) -> tuple:
+    """Photos, the folder to write to, that of the list, and the one that a disk of its own will
+    be: that of sidecars holds the photos too, and some or all of them have sidecars already."""
+    disk = root / "disk"
+    images = root / "images" if kind == "copies" else disk / "images"
+    folder = disk / "copies" if kind == "copies" else images
+    output = (disk if beside else root) / "evaluation"
+    for path in (disk, output, folder):
+        path.mkdir(parents=True, exist_ok=True)
+    save(images / NAMES[0])
+    for name in NAMES[1:]:
+        shutil.copy2(images / NAMES[0], images / name)
+    for name in {"sidecar": NAMES[4:5], "extended": NAMES}.get(kind, ()):
+        (images / f"{name}.xmp").write_text(PLAIN, encoding="utf-8")
+        (images / f"{name}.xmp").chmod(0o640)
+    rows = [row | {"carried_by": "time", "why": ""} for row in answers(NAMES).to_dict("records")]
+    placed = {"model": "time", "photos": rows, "clocks": [], "report": []}
+    (output / "placed.json").write_text(json.dumps(placed))
+    return images, folder, output, disk
+
+
+def in_steps(disk, steps: list[tuple[str, list[str]]]) -> list[tuple[int, str]]:
+    """Run commands with `disk` as a disk of its own, each after something was done to it; returns
+    exit code and stderr of each, what the disk held then is copied to `<disk> <number>`."""
+    inside, at = f"{disk} before", shlex.quote(str(disk))
+    script = f"mv {at} {shlex.quote(inside)}; mkdir {at}; mount -t tmpfs -o size=1m none {at}\n"
+    script += f"cp -a {shlex.quote(inside)}/. {at}\n"
+    for number, (then, command) in enumerate(steps):
+        told, copy = (shlex.quote(f"{disk} {what}{number}") for what in ("told ", ""))
+        script += f"cd {at}; {then.format(at)}\ncd /; code=0; {shlex.join(command)} 2>{told} "
+        script += f"|| code=$?; echo $code; mkdir {copy}; cp -a {at}/. {copy}; rm -f {copy}/fill\n"
+    done = subprocess.run(["unshare", "-rm", "sh", "-ec", script], capture_output=True, text=True,
+                          timeout=300, cwd=REPOSITORY, check=True)  # fmt: skip
+    codes = [int(line) for line in done.stdout.splitlines() if line.isdigit()]
+    told = [disk.with_name(f"{disk.name} told {n}").read_text() for n in range(len(steps))]
+    return list(zip(codes, told, strict=True))
+
+
+PARTLY = {"partly full": (FILLS["nearly full"][0].replace("8192", "40960"), FILLS["full"][1])}
+
+
+WRITTEN = ("sidecar", "extended", "copies")
+QUICK = ("sidecar", "nearly full", False)
+CASES = [(kind, how, beside) for kind in WRITTEN for how in FILLS | PARTLY for beside in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "beside"),
+    [case if case == QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
+def test_writing_back_to_a_full_or_read_only_disk(tmp_path, kind, how, beside):
+    """Refused with one line, gone on with when there is room; taken back on a full disk too."""
+    if not permitted("unshare", "-rm", "sh", "-c", MOUNTABLE):
+        pytest.skip("no disk may be mounted here")
+    images, folder, output, disk = set_to_write(tmp_path, kind, beside)
+    journal = output / "written.json"
+    write = ["--write", "copies" if kind == "copies" else "sidecar", "--to", folder]
+    write += ["--image-dir", images, "--output-dir", output]
+    originals = state(images)
+    assert quietly(evaluate_gps_model.main, *write)[0] == 0
+    wanted, listed = state(folder), read_list(journal)
+    assert len(listed) == len(NAMES)
+    assert quietly(evaluate_gps_model.main, "--undo", journal)[0] == 0
+    script = [sys.executable, str(REPOSITORY / "evaluate_gps_model.py")]
+    write, undo = [*script, *map(str, write)], [*script, "--undo", str(journal)]
+    fill, reason = (FILLS | PARTLY)[how]
+    steps = [(fill, write), (ROOM, write), (fill, undo), (ROOM, undo)]
+    ends = in_steps(disk, steps)
+
+    def one_line(told):
+        assert reason in told and str(disk) in told and told.strip().count("\n") == 0, told
+
+    def left(number, path):
+        return state(tmp_path / f"disk {number}" / path.relative_to(disk))
+
+    def photos(there):
+        return {name: there[name] for name in NAMES}
+
+    def contents(there):
+        return {name: content for name, (content, _) in there.items()}
+
+    replaced = kind == "extended" and how not in ("full", "read-only")
+    if replaced and not ends[0][0]:
+        assert ends[0][1] == ""  # each takes the room of the one before: the disk was large enough
+    else:
+        assert ends[0][0] == 2
+        one_line(ends[0][1])
+    assert ends[1] == (0, "")
+    before = originals if kind != "copies" else {}
+    assert contents(left(1, folder)) == contents(wanted)
+    for number in range(4):
+        there = state(images) if kind == "copies" else left(number, images)
+        assert photos(there) == photos(originals)
+        for name, (content, _) in left(number, folder).items():
+            assert content in (wanted[name][0], before.get(name, (b"",))[0])
+    if beside:
+        entries = read_list(tmp_path / "disk 1" / journal.relative_to(disk))
+        assert [e | {"sha256": 0} for e in entries] == [e | {"sha256": 0} for e in listed]
+    refused = how == "read-only" or (kind == "extended" and how == "full")
+    assert ends[2][0] == (2 if refused else 0), ends
+    if refused:
+        one_line(ends[2][1])
+    assert contents(left(3, folder)) == contents(before)
+    assert ends[3][0] == (0 if refused else 2)  # there is no list any more
+    assert not journal.exists() and not list(tmp_path.glob("disk [0-9]/**/*.tmp"))
+    assert not list(tmp_path.glob("disk 3/**/written.json"))
 
 
 @pytest.mark.slow

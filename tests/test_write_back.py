@@ -327,6 +327,27 @@ def test_what_no_copy_is_made_of_is_named(images, tmp_path, monkeypatch):
     assert why["gone.jpg"] == "the photo is gone" and why["c.webp"] == ""
 
 
+@pytest.mark.parametrize("kind", ["sidecar", "copies"])
+def test_a_disk_without_rights_takes_the_files_all_the_same(images, tmp_path, monkeypatch, kind):
+    """As on FAT: a file that is made is in the list, and undone."""
+    if kind == "sidecar":
+        (images / "a.jpg.xmp").write_bytes(PLAIN.encode())
+
+    def refuse(path, mode):
+        raise PermissionError(1, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    before, folder = state(images), images if kind == "sidecar" else tmp_path / "copies"
+    table, journal = write(images, folder, kind, answers(["a.jpg", "c.webp"]))
+    wanted = {"sidecar": ["extend sidecar", "new sidecar"], "copies": ["copy", "copy"]}[kind]
+    assert list(table["action"]) == wanted
+    listed = {Path(entry["path"]).name for entry in read_list(journal)}
+    assert listed == ({"a.jpg.xmp", "c.webp.xmp"} if kind == "sidecar" else {"a.jpg", "c.webp"})
+    undo(journal)
+    assert {n: c for n, (c, _) in state(images).items()} == {n: c for n, (c, _) in before.items()}
+    assert kind == "sidecar" or not state(folder)
+
+
 # ---------------------------------------------------------------- undo
 
 
@@ -374,7 +395,8 @@ def test_a_changed_copy_stays_in_the_list(images, tmp_path):
     assert [entry["photo"] for entry in read_list(journal)] == ["a.jpg"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"written": [{}]}', b'{"written": 3}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"written": [{}]}', b'{"written": 3}', b"\xff",
+                                     b'{"written": [{"path": "a.xmp"}]}'])  # fmt: skip
 def test_a_list_of_another_kind_ends_the_run(tmp_path, content):
     (tmp_path / "written.json").write_bytes(content)
     code, printed = quietly(evaluator.main, "--undo", tmp_path / "written.json")
