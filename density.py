@@ -86,6 +86,9 @@ def run_script(main: Callable[[], int]) -> NoReturn:
     import signal
 
     own, ended = os.getpid(), []
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background it is not
+        numbers.append(signal.SIGINT)
 
     def end(number: int, frame: object) -> None:
         if os.getpid() != own:  # a process of this script's, forked from it
@@ -93,13 +96,17 @@ def run_script(main: Callable[[], int]) -> NoReturn:
         ended.append(number)
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    for number in numbers:
+        signal.signal(number, end)
     try:
         code = main()
     except KeyboardInterrupt:
         name = Path(sys.argv[0]).name
         print(f"\n{name}: interrupted; the same command goes on from here", file=sys.stderr)
         code = 128 + (ended[0] if ended else signal.SIGINT)
+    finally:
+        for number in numbers:  # from here on a signal ends the process without a traceback
+            signal.signal(number, signal.SIG_DFL)
     sys.exit(code)
 
 

@@ -4,6 +4,12 @@ import hashlib
 import http.server
 import random
 import re
+import select
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
 import threading
 import time
 import urllib.request
@@ -11,9 +17,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import quietly
+from conftest import quietly, training_arguments
 
 import depth_map_generator
+import gps_orientation_trainer
 from geophoto import backbones, depth_weights, downloads
 
 BODY = random.Random(7).randbytes(3 * downloads.CHUNK + 12345)
@@ -133,6 +140,74 @@ def test_a_proxy_of_the_environment_is_asked(host, tmp_path, monkeypatch):
     assert (tmp_path / "file.pth").read_bytes() == BODY
 
 
+class Proxy(socketserver.StreamRequestHandler):
+    """CONNECT alone (RFC 9110, 9.3.6): passes bytes on to `server.port`, whoever was asked for."""
+
+    def handle(self):
+        self.server.asked.append(self.rfile.readline().decode().split(" HTTP")[0])
+        while self.rfile.readline().strip():
+            pass
+        with socket.create_connection(("127.0.0.1", self.server.port)) as host:
+            self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+            ends = {self.connection: host, host: self.connection}
+            with suppress(OSError):
+                while True:
+                    for end in select.select(list(ends), [], [], 10)[0]:
+                        if not (block := end.recv(1 << 16)):
+                            return
+                        ends[end].sendall(block)
+
+
+@pytest.fixture
+def secure_proxy(host, tmp_path, monkeypatch):
+    """The host behind TLS with a certificate of its own, reached through a proxy alone."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out",
+            certificate, "-days", "2", "-subj", "/CN=weights.example",
+            "-addext", "subjectAltName=DNS:weights.example"]  # fmt: skip
+    subprocess.run(made, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.files, server.asked, server.faults = {"/some/file.pth": BODY}, [], []
+    proxy = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Proxy)
+    proxy.daemon_threads, proxy.asked, proxy.port = True, [], server.server_port
+    for one in (server, proxy):
+        threading.Thread(target=one.serve_forever, daemon=True).start()
+    monkeypatch.delenv(downloads.MIRROR)
+    monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setattr(downloads, "TIMEOUT_S", 10)
+    yield server, proxy
+    for one in (server, proxy):
+        one.shutdown()
+        one.server_close()
+
+
+def test_https_goes_through_a_proxy_and_resumes(secure_proxy, tmp_path, no_pause):
+    server, proxy = secure_proxy
+    server.faults = ["cut"]
+    downloads.fetch(URL, tmp_path / "file.pth", SHA256)
+    assert (tmp_path / "file.pth").read_bytes() == BODY
+    assert proxy.asked == ["CONNECT weights.example:443"] * 2
+    assert [path for path, _ in server.asked] == ["/some/file.pth"] * 2 and server.asked[1][1] > 0
+    with pytest.raises(OSError, match="has the sha256"):
+        downloads.fetch(URL, tmp_path / "other.pth", "0" * 64)
+    assert not (tmp_path / "other.pth").exists()
+
+
+def test_a_certificate_of_somebody_else_is_refused(secure_proxy, tmp_path, no_pause, monkeypatch):
+    server, _ = secure_proxy
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        downloads.fetch(URL, tmp_path / "file.pth", SHA256)
+    assert server.asked == [] and not (tmp_path / "file.pth").exists()
+
+
 def test_two_runs_at_once_download_once(host, tmp_path):
     runs = [threading.Thread(target=downloads.fetch, args=(URL, tmp_path / "file.pth", SHA256))
             for _ in range(4)]  # fmt: skip
@@ -160,9 +235,36 @@ def test_the_defaults_are_asked_for_by_their_names(host, tmp_path, monkeypatch):
     assert len(host.asked) == 2
 
 
-def test_a_script_ends_with_one_line_where_the_host_lacks_the_file(host, collection, tmp_path):
-    code, printed = quietly(
-        depth_map_generator.main, "--data-dir", collection, "--checkpoint-dir", tmp_path / "c"
-    )
-    assert code == 2 and "answers 404" in printed and "--depth-model demo" in printed
-    assert "Traceback" not in printed
+FAULTS = {
+    "404": "answers 404",
+    "500": "answers 500",
+    "slow": "timed out",
+    "sha256": "has the sha256",
+    "refused": "Connection refused",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("script", ["depth", "training"])
+def test_a_script_ends_with_one_line_where_no_weights_can_be_had(
+    host, photo_set, tmp_path, no_pause, monkeypatch, script, fault
+):
+    urls = depth_weights.weights_url("vits"), backbones.RESNET50_URL
+    host.files = {"/" + url.removeprefix("https://"): BODY for url in urls}
+    host.faults = [fault] * 3 if fault in ("404", "500", "slow") else []
+    if fault == "refused":
+        monkeypatch.setenv(downloads.MIRROR, "http://127.0.0.1:1")
+    folders = photo_set.data, tmp_path / "c"
+    main, arguments, remedy = {
+        "depth": (depth_map_generator.main, ["--data-dir", folders[0], "--checkpoint-dir",
+                                             folders[1]], "--depth-model demo"),
+        "training": (gps_orientation_trainer.main,
+                     training_arguments(*folders, "--backbone", "resnet50", "--pretrained"),
+                     "--backbone tf_efficientnet_lite0"),
+    }[script]  # fmt: skip
+    code, printed = quietly(main, *arguments)
+    last = printed.splitlines()[-1]
+    assert code == 2 and "Traceback" not in printed, printed
+    assert FAULTS[fault] in last and remedy in last and "weights" in last, printed
+    assert len(host.asked) == {"404": 1, "sha256": 1, "refused": 0}.get(fault, 3)
+    assert not [file for file in folders[1].rglob("*") if file.suffix == ".pth"]
