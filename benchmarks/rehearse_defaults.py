@@ -6,11 +6,17 @@ four scripts run as processes at their default sizes on photos of the demo, froz
 trains for two epochs at 224 px and on a dozen photos for one epoch at 1024 px. Prints time and peak
 memory of each stage. Weights made by a rule know nothing: errors are not looked at.
 
+Fine-tuning is most of it: three ResNet50 (of RGB, and of RGB+Depth) go forward and back over 42 of
+60 photos in each epoch. With --folder, stages can be run one by one.
+
     python benchmarks/rehearse_defaults.py
-    python benchmarks/rehearse_defaults.py --photos 20 --stages table depth
+    python benchmarks/rehearse_defaults.py --photos 20 --stages table depth --folder rehearsal
+    python benchmarks/rehearse_defaults.py --photos 20 --stages "fine-tuning, 224 px" \\
+                                           --folder rehearsal
 """
 
 import argparse
+import contextlib
 import http.server
 import os
 import re
@@ -28,7 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from rule_weights import official_shapes, rule_weights  # noqa: E402
 
-from density import file_sha256  # noqa: E402
+from density import file_sha256, run_script  # noqa: E402
 from geophoto import backbones, depth_weights, downloads  # noqa: E402
 from geophoto.network import create_backbone  # noqa: E402
 
@@ -67,26 +73,28 @@ class Host(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body) - first))
         self.end_headers()
         self.wfile.write(body[first:] if first else body[: len(body) // 2])
-        print(f"  {self.path} from byte {first:,}")
+        print(f"  {self.path} from byte {first:,}", flush=True)
 
     def log_message(self, *arguments):
         pass
 
 
 def make_weights(folder: Path) -> dict[str, Path]:
-    """Both files by their addresses below the mirror; shapes and names are the official ones."""
+    """Both files by their addresses below the mirror, made where they are not there yet; shapes and
+    names are the official ones."""
+    urls = backbones.RESNET50_URL, depth_weights.weights_url("vits")
+    files = {url.removeprefix("https:/"): folder / url.rsplit("/", 1)[1] for url in urls}
+    if all(file.is_file() for file in files.values()):
+        return files
+    folder.mkdir(parents=True, exist_ok=True)
     state = create_backbone("resnet50", 3).state_dict()
     values = rule_weights({k: tuple(v.shape) for k, v in state.items() if v.is_floating_point()})
     for key in values:
         if key.endswith("running_var"):
             values[key] = values[key].abs() + 0.5
-    made = {backbones.RESNET50_URL: values}
     small = rule_weights(official_shapes(**SMALL))
     small["depth_head.scratch.output_conv2.2.bias"] += 2  # else ReLU cuts most of it to 0
-    made[depth_weights.weights_url("vits")] = small
-    files = {}
-    for url, weights in made.items():
-        files[url.removeprefix("https:/")] = file = folder / url.rsplit("/", 1)[1]
+    for file, weights in zip(files.values(), (values, small), strict=True):
         torch.save(weights, file)
     return files
 
@@ -98,7 +106,12 @@ def run_stage(command: list[str], environment: dict) -> tuple[float, float, str]
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # interrupted: the stage ends with us
+            process.terminate()
+            process.wait()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
@@ -110,54 +123,63 @@ def run_stage(command: list[str], environment: dict) -> tuple[float, float, str]
 def choose_photos(source: Path, folder: Path, count: int) -> None:
     """Links to `count` photos, evenly over the sorted folder."""
     files = sorted(p for p in source.rglob("*") if p.is_file())
+    if folder.is_dir():  # of an earlier call
+        return
     folder.mkdir(parents=True)
     for i in range(min(count, len(files))):
         file = files[i * len(files) // min(count, len(files))]
         (folder / f"{i:03d}{file.suffix}").symlink_to(file.resolve())
 
 
+def run_stages(root: Path, images: Path, count: int, stages: list[str]) -> None:
+    """Run them in `root`, where what earlier calls left is gone on with; prints a line for each."""
+    files = make_weights(root / "host")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
+    server.files = {path: file.read_bytes() for path, file in files.items()}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    mirror = f"http://127.0.0.1:{server.server_port}"
+    environment = {**os.environ, downloads.MIRROR: mirror, "no_proxy": "127.0.0.1"}
+    choose_photos(images, root / "data" / "images", count)
+    patched = [sys.executable, "-c", PATCHED, *map(file_sha256, files.values())]
+    print(f"{count} photos, {torch.get_num_threads()} threads of torch", flush=True)
+    for stage in stages:
+        print(f"{stage} begins at {time.strftime('%H:%M:%S')}", flush=True)
+        script, *flags = (part.format(root=root) for part in STAGES[stage])
+        data = root / ("few" if "1024" in stage else "data")
+        models = "checkpoints_few" if "1024" in stage else "checkpoints"
+        models += "_tuned" if "tuned" in stage or "tuning" in stage else ""
+        folders = ["--data-dir", str(data)]
+        if "1024" in stage:
+            choose_photos(images, data / "images", 12)
+            run_stage([sys.executable, "exif_extractor.py", *folders], environment)
+        if script != "exif_extractor.py":
+            folders += ["--checkpoint-dir", str(root / models)]
+        if models.endswith("_tuned"):  # what is there is not downloaded again
+            (root / models).mkdir(exist_ok=True)
+            for file in files.values():
+                if not (root / models / file.name).exists():
+                    (root / models / file.name).symlink_to(file)
+        start = [sys.executable] if stage == "table" else patched  # which loads torch
+        seconds, gigabytes, last = run_stage([*start, script, *folders, *flags], environment)
+        print(f"{stage:22} {seconds:7.1f} s {gigabytes:6.2f} GB   {last[:60]}", flush=True)
+    server.shutdown()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", default=str(ROOT / "data/demo/images"), help="folder of photos")
-    parser.add_argument("--photos", type=int, default=60)
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    add = parser.add_argument
+    add("--images", default=str(ROOT / "data/demo/images"), help="folder of photos")
+    add("--photos", type=int, default=60)
+    add("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    add("--folder", help="keep what the stages leave here, for further calls (default: removed)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        (root / "host").mkdir()
-        files = make_weights(root / "host")
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host)
-        server.files = {path: file.read_bytes() for path, file in files.items()}
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        mirror = f"http://127.0.0.1:{server.server_port}"
-        environment = {**os.environ, downloads.MIRROR: mirror, "no_proxy": "127.0.0.1"}
-        choose_photos(Path(args.images), root / "data" / "images", args.photos)
-        choose_photos(Path(args.images), root / "few" / "images", 12)
-        patched = [sys.executable, "-c", PATCHED, *map(file_sha256, files.values())]
-        few = ["exif_extractor.py", "--data-dir", str(root / "few")]
-        run_stage([sys.executable, *few], environment)
-        print(f"{args.photos} photos, {torch.get_num_threads()} threads of torch")
-        for stage in args.stages:
-            script, *flags = (part.format(root=root) for part in STAGES[stage])
-            data = "few" if "1024" in stage else "data"
-            models = "checkpoints_few" if "1024" in stage else "checkpoints"
-            models += "_tuned" if "tuned" in stage or "tuning" in stage else ""
-            folders = ["--data-dir", str(root / data)]
-            if script != "exif_extractor.py":
-                folders += ["--checkpoint-dir", str(root / models)]
-            if models.endswith("_tuned"):  # what is there is not downloaded again
-                (root / models).mkdir(exist_ok=True)
-                for file in (root / "host").iterdir():
-                    if not (root / models / file.name).exists():
-                        (root / models / file.name).symlink_to(file)
-            start = [sys.executable] if stage == "table" else patched  # which loads torch
-            seconds, gigabytes, last = run_stage([*start, script, *folders, *flags], environment)
-            print(f"{stage:22} {seconds:7.1f} s {gigabytes:6.2f} GB   {last[:60]}", flush=True)
-        server.shutdown()
+    kept = contextlib.nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory()
+    with kept as name:
+        run_stages(Path(name).resolve(), Path(args.images), args.photos, args.stages)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)
