@@ -37,6 +37,7 @@ from rule_weights import official_shapes, rule_weights  # noqa: E402
 from density import file_sha256, run_script  # noqa: E402
 from geophoto import backbones, depth_weights, downloads  # noqa: E402
 from geophoto.network import create_backbone  # noqa: E402
+from geophoto.pictures import scan  # noqa: E402
 
 SMALL = {"hidden": 384, "layers": 12, "side": 37, "neck": (48, 96, 192, 384), "fusion": 64,
          "head": 32}  # fmt: skip
@@ -121,10 +122,10 @@ def run_stage(command: list[str], environment: dict) -> tuple[float, float, str]
 
 
 def choose_photos(source: Path, folder: Path, count: int) -> None:
-    """Links to `count` photos, evenly over the sorted folder."""
-    files = sorted(p for p in source.rglob("*") if p.is_file())
+    """Links to `count` photos, evenly over the sorted names."""
     if folder.is_dir():  # of an earlier call
         return
+    files = sorted(Path(paths[0]) for _, paths in scan(source).files())
     folder.mkdir(parents=True)
     for i in range(min(count, len(files))):
         file = files[i * len(files) // min(count, len(files))]
@@ -173,7 +174,10 @@ def main() -> int:
     add("--images", default=str(ROOT / "data/demo/images"), help="folder of photos")
     add("--photos", type=int, default=60)
     add("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    add("--folder", help="keep what the stages leave here, for further calls (default: removed)")
+    add(
+        "--folder",
+        help="keep what the stages leave here, for further calls, which have the photos of the first (default: removed)",
+    )
     args = parser.parse_args()
     kept = contextlib.nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory()
     with kept as name:
