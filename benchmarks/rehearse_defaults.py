@@ -174,10 +174,7 @@ def main() -> int:
     add("--images", default=str(ROOT / "data/demo/images"), help="folder of photos")
     add("--photos", type=int, default=60)
     add("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    add(
-        "--folder",
-        help="keep what the stages leave here, for further calls, which have the photos of the first (default: removed)",
-    )
+    add("--folder", help="keep everything here for further calls; photos are those of the first")
     args = parser.parse_args()
     kept = contextlib.nullcontext(args.folder) if args.folder else tempfile.TemporaryDirectory()
     with kept as name:
