@@ -135,7 +135,7 @@ class HeadDensity:
     stack: Stack
     levels: tuple[float, float] = LEVELS  # shares of the density that held 50 and 90 % held out
     far: float = math.inf  # distance in feature space beyond which a photo is unlike all others
-    sure_below: float = 0.0  # half-width of the 50 % interval up to which an answer is confident
+    sure_below: float = 0.0  # distance that holds 90 % of a density, up to which it is confident
     sure_error: float = math.nan  # of the held-out photos that are: km (geometric), minutes, m
 
     def weights(self, evidence: Evidence, space: Space) -> np.ndarray:
@@ -146,17 +146,17 @@ class HeadDensity:
         return self.stack.fall_back(self.stack.weights(evidence.gate()), unlike, resort)
 
     def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
-        """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, and
-        whether it is confident."""
+        """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, the
+        distance that holds 90 % of the density as it is, and whether it is confident."""
         parts = [
-            (points, *(ranges.distances(level) for level in self.levels))
+            (points, *(ranges.distances(level) for level in (*self.levels, LEVELS[1])))
             for _, points, ranges in self.by_part(head, evidence, normalisation)
         ]
-        points, half, most = (np.concatenate(column) for column in zip(*parts, strict=True))
+        points, half, most, width = (np.concatenate(column) for column in zip(*parts, strict=True))
         least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
         half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
-        sure = (half <= self.sure_below) & (evidence.away <= self.far)
-        return {"point": points, "half50": half, "half90": most, "confident": sure}
+        sure = (width <= self.sure_below) & (evidence.away <= self.far)
+        return {"point": points, "half50": half, "half90": most, "width": width, "confident": sure}
 
     def draws(self, evidence: Evidence, space: Sphere) -> np.ndarray:
         """DRAWS positions of each density, (Q, DRAWS, 3)."""
@@ -220,12 +220,12 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
         plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
         for some, points, ranges in judge.by_part(head, part, scale):
             error = distance_of(head, points, some.truth, scale)
-            shares, half = ranges.shares_within(error), ranges.distances(LEVELS[0])
-            tables.append(np.stack([shares, half, error, plain[: len(some)]]))
+            shares, width = ranges.shares_within(error), ranges.distances(LEVELS[1])
+            tables.append(np.stack([shares, width, error, plain[: len(some)]]))
             plain = plain[len(some) :]
-    shares, half, error, plain = np.concatenate(tables, axis=1)
+    shares, width, error, plain = np.concatenate(tables, axis=1)
     levels = np.quantile(shares, np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)).tolist()
-    below, reached = confident_below(head, half, error, plain)
+    below, reached = confident_below(head, width, error, plain)
     return dataclasses.replace(
         whole, levels=(levels[0], levels[1]), sure_below=below, sure_error=reached
     )
@@ -311,9 +311,10 @@ def answers_of(
     gathered: dict[str, Evidence] | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Final answers for raw predictions: lat, lon, minutes and altitude with the half-widths of
-    their 50 and 90 % intervals (km, minutes, metres) and whether they are confident, NaN where
-    nothing was learned; the sun's elevation (degrees), how strange a photo is (1 = as far from
-    the training photos as any held-out one) and the calibrated logits of the six views."""
+    their 50 and 90 % intervals (km, minutes, metres), the distance that holds 90 % of the density
+    as it is (which ranks them) and whether they are confident, NaN where nothing was learned; the
+    sun's elevation (degrees), how strange a photo is (1 = as far from the training photos as any
+    held-out one) and the calibrated logits of the six views."""
     count = len(prediction["trunk"])
     gathered = gathered or gather_all(prediction, gallery, normalisation)
     found = {"sun": decode(prediction, normalisation)["sun"]}
@@ -323,14 +324,14 @@ def answers_of(
         one = densities["heads"].get(head)
         columns = ("lat", "lon") if head == "gps" else (name,)
         blank = [*columns, f"{unit[0]}50_{unit[1]}", f"{unit[0]}90_{unit[1]}"]
-        found |= {column: np.full(count, np.nan) for column in blank}
+        found |= {column: np.full(count, np.nan) for column in (*blank, f"{head}_width")}
         found[f"{head}_confident"] = np.zeros(count, bool)
         if one is None:
             continue
         evidence = gathered[head]
         answer = one.answer(head, evidence, normalisation)
         found[blank[-2]], found[blank[-1]] = answer["half50"], answer["half90"]
-        found[f"{head}_confident"] = answer["confident"]
+        found[f"{head}_width"], found[f"{head}_confident"] = answer["width"], answer["confident"]
         found["strangeness"] = np.fmax(found["strangeness"], evidence.away / one.far)
         if head == "gps":
             found["lat"], found["lon"] = density.lat_lon(answer["point"])
