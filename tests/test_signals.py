@@ -79,16 +79,18 @@ def cleared(*folders) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def table_stage(root, photo_set, trained) -> Stage:
+def table_stage(root, fixture) -> Stage:
     images, data = root / "images", root / "data"
     images.mkdir()
+    first = save(root / "first.jpg")
     for number in range(20_000):
-        os.link(photo_set.images / "day_0/IMG_000.jpg", images / f"{number}.jpg")
+        os.link(first, images / f"{number}.jpg")
     command = ["exif_extractor.py", "--data-dir", data, "--image-dir", images, "--workers", 4]
     return Stage(command, lambda: files(data), lambda: cleared(data))
 
 
-def depth_stage(root, photo_set, trained) -> Stage:
+def depth_stage(root, fixture) -> Stage:
+    photo_set = fixture("photo_set")
     data = copy_data(photo_set, root)
 
     def reset() -> None:
@@ -101,8 +103,8 @@ def depth_stage(root, photo_set, trained) -> Stage:
 
 
 def training_stage(mode: str):
-    def stage(root, photo_set, trained) -> Stage:
-        data, models = copy_data(photo_set, root), root / "models"
+    def stage(root, fixture) -> Stage:
+        data, models = copy_data(fixture("photo_set"), root), root / "models"
         command = ["gps_orientation_trainer.py", *training_arguments(data, models), *MODES[mode]]
         command += ["--inputs", "rgb"]
         return Stage(command, lambda: what_training_left(models),
@@ -112,21 +114,21 @@ def training_stage(mode: str):
 
 
 def asking_stage(*flags):
-    def stage(root, photo_set, trained) -> Stage:
-        output = root / "out"
+    def stage(root, fixture) -> Stage:
+        output, trained = root / "out", fixture("trained")
         command = ["evaluate_gps_model.py", "--data-dir", trained.data, "--bootstrap", 500]
         command += ["--checkpoint-dir", trained.checkpoints, "--output-dir", output]
-        command += [photo_set.images if flag == "IMAGES" else flag for flag in flags]
+        command += [trained.data / "images" if flag == "IMAGES" else flag for flag in flags]
         return Stage(command, lambda: files(output), lambda: cleared(output))
 
     return stage
 
 
 def writing_stage(kind: str, undo: bool = False):
-    def stage(root, photo_set, trained) -> Stage:
+    def stage(root, fixture) -> Stage:
         images, copies, output = (root / name for name in ("images", "copies", "out"))
         output.mkdir()
-        names = [f"{number:04d}.jpg" for number in range(1000)]
+        names = [f"{number:04d}.jpg" for number in range(300)]
         first = save(images / names[0])
         for name in names[1:]:
             os.link(first, images / name)
@@ -167,10 +169,8 @@ STAGES = {
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_signal_ends_every_script_and_the_same_command_goes_on(
-    photo_set, trained, tmp_path, stage
-):
-    asked = STAGES[stage](tmp_path, photo_set, trained)
+def test_a_signal_ends_every_script_and_the_same_command_goes_on(request, tmp_path, stage):
+    asked = STAGES[stage](tmp_path, request.getfixturevalue)
     asked.reset()
     usual, told, seconds = asked.run()
     assert usual in (0, 1), told
