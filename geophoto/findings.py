@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from density import distance_label
 from geophoto.plots import TITLES
+from geophoto.resampling import FEW_GROUPS
 
 
 def minutes_label(minutes: float) -> str:
@@ -36,7 +37,6 @@ CHANGES: dict[str, Callable[[float], str]] = {  # of differences, which are smal
     "time": "{:.1f} min".format,
     "altitude": "{:.1f} m".format,
 }
-FEW_GROUPS = 10  # of fewer a bootstrap by group is too sure of itself
 FEW_TAGGED = 20  # photos with an orientation; fewer say nothing
 QUARTER = 0.25  # of four turns, one is right by chance
 TOLD = {  # by the model against (one fixed answer, nearest neighbours): verdict, in words
