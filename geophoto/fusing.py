@@ -41,7 +41,7 @@ from geophoto.mixtures import (
 from geophoto.photos import Photos
 from geophoto.resampling import FEW_GROUPS, interval, weighted_mean
 from geophoto.targets import Normalisation
-from geophoto.voices import Evidence, Sphere, log_sum, softmax
+from geophoto.voices import Evidence, Sphere, log_sum, softmax, voice_of, widths_of
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # κ, tried beside leaving every photo alone
 MOST_TOGETHER = 32  # photos of one product; more are fused in stretches, in the order of names
@@ -122,16 +122,26 @@ def pool(
 def log_densities(
     one: HeadDensity, members: Evidence, space: Sphere, places: np.ndarray
 ) -> np.ndarray:
-    """Log density per km² of every member at places (X, 3), (n, X)."""
-    weights = np.log(np.maximum(one.weights(members, space), 1e-300))
-    found, prior = [], None
-    for j in range(len(members)):
-        rows = np.full(len(places), j)
-        asked = dataclasses.replace(members.take(rows), truth=places)
-        prior = asked.prior_logs(space) if prior is None else prior  # the same for all
-        others = asked.other_logs(space, prior)
-        found.append(log_sum(weights[j] + asked.kernel_logs(space, one.stack.temperature, others)))
-    return np.stack(found)
+    """Log density per km² of every member at places (X, 3), (n, X): as its weights and kernel_logs
+    say, in a hundredth of the time, which a thousand places a photo need."""
+    widths = np.maximum(np.array(widths_of(space)[:-1]) * space.scale, density.LEAST_RADIUS_KM)
+    peaks = np.exp(density.kernel_log_per_km2(np.zeros(1), widths))
+    half = (-0.5 * (density.EARTH_RADIUS_KM / widths) ** 2).astype(np.float32)
+    weights, voice = one.weights(members, space), voice_of(space)
+
+    def speak(number: int, centres: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        """What the kernels of one voice say at the places, (X, kernels)."""
+        # squared, in float64 right to a metre; their exponentials need no more than float32
+        chords = np.maximum(2 - 2 * places @ centres.T, 0).astype(np.float32)
+        shares, kernels = shares.astype(np.float32), np.flatnonzero(voice == number)
+        return np.stack([peaks[k] * (np.exp(half[k] * chords) @ shares) for k in kernels], axis=1)
+
+    prior = speak(2, members.prior, np.full(len(members.prior), 1 / max(len(members.prior), 1)))
+    found = []
+    for j, shares in enumerate(members.shares(one.stack.temperature)):
+        own = speak(0, members.near[j], shares), speak(1, members.head[j : j + 1], np.ones(1))
+        found.append(np.hstack([*own, prior]) @ weights[j, :-1])
+    return np.log(np.stack(found) + weights[:, -1:] * np.exp(space.log_floor))
 
 
 # ---------------------------------------------------------------- the choice
@@ -205,7 +215,8 @@ def choose_exponent(
         if others.any():
             told[~others] = costs[~others, costs[others].mean(axis=0).argmin()]
     each = [unit[rows] for unit in units]
-    limits = [interval(told, u, weighted_mean, RESAMPLED, 0, costs[:, 0]) or [0, 0] for u in each]
+    gain = told - costs[:, 0]
+    limits = [interval(gain, unit, weighted_mean, RESAMPLED, 0) or [0.0, 0.0] for unit in each]
     low, high = min(low for low, _ in limits), max(high for _, high in limits)
     fewest = min(len(np.unique(unit)) for unit in each)
     best = int(costs.mean(axis=0).argmin())
@@ -218,7 +229,7 @@ def choose_exponent(
         "levels": np.quantile(shares, wanted).tolist(),
         "photos": len(rows),
         "groups": fewest,
-        "change": float(relative(float((told - costs[:, 0]).mean()))),
+        "change": float(relative(gain.mean())),
         "interval": [float(relative(low)), float(relative(high))],
     }
 

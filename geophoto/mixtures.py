@@ -95,7 +95,7 @@ class Ranges:
         order = np.argsort(apart, axis=1)
         sort = lambda values: np.take_along_axis(values, order, axis=1)  # noqa: E731
         self.far = np.maximum.accumulate(sort(apart) + sort(reach), axis=1)
-        self.share = np.cumsum(sort(chances), axis=1)
+        self.share = np.minimum(np.cumsum(sort(chances), axis=1), 1.0)
 
     def shares_within(self, distance: np.ndarray) -> np.ndarray:
         """Share of each density nearer than distance (Q,)."""

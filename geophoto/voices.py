@@ -159,26 +159,20 @@ class Evidence:
                 logs[:, column] = log_sum(shares + space.log_at(apart, width))
         return logs
 
-    def other_logs(self, space: Space, prior: np.ndarray | None = None) -> np.ndarray:
-        """Log density at the truth of all other kernels, which no temperature changes. `prior` are
-        the prior_logs, where they are known already."""
-        apart = space.apart(self.truth, self.head)
-        own = np.stack([space.log_at(apart, width) for width in space.HEAD], axis=1)
-        return np.hstack([own, self.prior_logs(space) if prior is None else prior])
-
-    def prior_logs(self, space: Space) -> np.ndarray:
-        """Log density at the truth of the prior's kernels and of the floor, which do not depend on
-        the photo, (Q, len(PRIOR) + 1)."""
-        logs = np.full((len(self), len(space.PRIOR) + 1), space.log_floor)
-        if not len(self.prior):
-            logs[:, :-1] = -np.inf
-            return logs
-        for start, part in zip(range(0, len(self), AT_ONCE), self.parts(), strict=False):
+    def other_logs(self, space: Space) -> np.ndarray:
+        """Log density at the truth of all other kernels, which no temperature changes."""
+        found = []
+        for part in self.parts():
+            silent, count = np.full(len(part), -np.inf), len(part.prior)
+            apart = space.apart(part.truth, part.head)
+            columns = [space.log_at(apart, width) for width in space.HEAD]
             apart = space.apart(part.truth[:, None], part.prior[None])
-            for column, width in enumerate(space.PRIOR):
-                total = log_sum(space.log_at(apart, width)) - np.log(len(part.prior))
-                logs[start : start + len(part), column] = total
-        return logs
+            columns += [
+                log_sum(space.log_at(apart, width)) - np.log(count) if count else silent
+                for width in space.PRIOR
+            ]
+            found.append(np.stack([*columns, np.full(len(part), space.log_floor)], axis=1))
+        return np.concatenate(found)
 
 
 def log_sum(logs: np.ndarray) -> np.ndarray:
