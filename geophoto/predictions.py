@@ -396,7 +396,7 @@ def company_of(names: list[str], files: list[Path], kind: str) -> list[np.ndarra
         blocks = ((None, paths[i : i + TOGETHER]) for i in starts)
         read = read_blocks(blocks, min(os.cpu_count() or 1, 8), lambda: None)
         rows = [finish_row("", row) for _, raw in read for row in raw]
-        seconds, camera = shots_of_cameras(pd.DataFrame(rows).astype(object))
+        seconds, camera = shots_of_cameras(pd.DataFrame(rows, dtype=object))
     return stretches(groups_of(kind, folders, seconds, camera), names)
 
 
