@@ -30,15 +30,7 @@ from geophoto.densities import (
     gather_all,
     space_of,
 )
-from geophoto.mixtures import (
-    DRAWS,
-    Grid,
-    Ranges,
-    candidates,
-    choose,
-    draw_ranges,
-    grid_ranges,
-)
+from geophoto.mixtures import DRAWS, Grid, Ranges, candidates, choose, draw_ranges, grid_ranges
 from geophoto.photos import Photos
 from geophoto.resampling import FEW_GROUPS, interval, weighted_mean
 from geophoto.targets import Normalisation
@@ -160,7 +152,7 @@ def judge_fused(
     parts = {kind: company_judged(kind, asked) for kind in COMPANY}
     few = np.unique(np.concatenate([np.empty(0, int), *parts["burst"], *parts["folder"]]))
     some = {key: values[few] for key, values in prediction.items()}
-    gathered = gather_all(some, gallery, scale, asked.take(few))
+    gathered = gather_all(some, gallery, scale, asked.take(few)) if len(few) else {}
     found = {}
     for kind, (head, one) in itertools.product(COMPANY, densities["heads"].items()):
         table = found[f"{kind}_{head}"] = np.full((len(asked), 1 + 2 * count), np.nan)
@@ -190,21 +182,19 @@ def choose_fusing(
 ) -> dict[str, dict]:
     """What a checkpoint keeps of it, by kind and head, from judge_fused of all photos: `part` (N,)
     numbers their folds, `groups` (N,) those of the split."""
-    found = {}
-    for kind in COMPANY:
-        own = groups_of(kind, photos.folders, photos.seconds, photos.camera)
-        found[kind] = {
-            head: choose_exponent(head, judged[f"{kind}_{head}"], part, (groups, own))
-            for head in NAMES
-        }
+    found: dict[str, dict] = {}
+    for kind, head in itertools.product(COMPANY, NAMES):
+        units = groups, groups_of(kind, photos.folders, photos.seconds, photos.camera)
+        table = judged[f"{kind}_{head}"]
+        found.setdefault(kind, {})[head] = choose_exponent(head, table, part, units)
     return found
 
 
 def choose_exponent(
     head: str, table: np.ndarray, part: np.ndarray, units: Sequence[np.ndarray]
 ) -> dict | None:
-    """The exponent of least mean error (positions: of its logarithm) over all photos; None in its
-    place where no gain is clear. None without a single photo that has company.
+    """The exponent of least mean error (positions: of its logarithm) over all photos, None where no
+    gain is clear, and what was measured; nothing without a single photo that has company.
 
     The gain told is cross-fitted: in each part with what is best in the others, or alone where that
     is best. It is clear where its interval lies below 0, resampled by whole `units` of either kind.
@@ -221,24 +211,21 @@ def choose_exponent(
         others = part != one
         if others.any():
             told[~others] = costs[~others, costs[others].mean(axis=0).argmin()]
-    each = [unit[rows] for unit in units]
-    gain = told - costs[:, 0]
-    limits = [interval(gain, unit, weighted_mean, RESAMPLED, 0) or [0.0, 0.0] for unit in each]
-    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    gain, each = told - costs[:, 0], [unit[rows] for unit in units]
+    ends = [interval(gain, unit, weighted_mean, RESAMPLED, 0) or [0.0, 0.0] for unit in each]
+    low, high = np.min(ends), np.max(ends)
     fewest = min(len(np.unique(unit)) for unit in each)
     best = int(costs.mean(axis=0).argmin())
     clear = best > 0 and high < 0 and fewest >= FEW_GROUPS
     shares = table[rows, count + max(best, 1)]
     wanted = np.minimum(np.array(LEVELS) * (1 + 1 / fewest), 1)  # as if a unit were one photo
     relative = np.expm1 if head == "gps" else lambda by: by / max(costs[:, 0].mean(), 1e-9)
+    change, *limits = (float(relative(by)) for by in (gain.mean(), low, high))
     return {
         "exponent": EXPONENTS[best - 1] if clear else None,
         "levels": np.quantile(shares, wanted).tolist(),
-        "photos": len(rows),
-        "groups": fewest,
-        "change": float(relative(gain.mean())),
-        "interval": [float(relative(low)), float(relative(high))],
-    }
+        "photos": len(rows), "groups": fewest, "change": change, "interval": limits,
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------- answers
