@@ -33,6 +33,7 @@
     verification   claims of photos against densities: p-values, words of evidence, a page
     products       mixtures of kernels on the sphere, and products of them
     timelines      instants on one clock, other cameras' clocks, how far one gets in a time
+    metrics        errors beside baselines, with bootstrap intervals
     placing        photos without a position: time, picture, day and folder stacked
     hiding         how well that goes, where known positions are hidden
     training       steps, epochs, early stopping, resuming
@@ -46,7 +47,6 @@
     library        a whole library placed, with what its pictures say, in words
     sidecar_edits  XMP sidecars written: new, extended, taken back
     write_back     estimates written beside or into copies of photos, and undone
-    metrics        errors beside baselines, with bootstrap intervals
     maps           views of places: extent, coast, scale; a table's density as picture and page
     plots          the pictures of an evaluation
     findings       what its figures say, in sentences with a verdict

@@ -106,22 +106,25 @@ def mean_figures(figures: list[dict]) -> dict:
 
 
 def confident_below(
-    head: str, half: np.ndarray, error: np.ndarray, plain: np.ndarray
+    head: str, most: np.ndarray, error: np.ndarray, plain: np.ndarray
 ) -> tuple[float, float]:
-    """The widest 50 % interval up to which held-out answers have at most SURE of the error of
-    saying nothing, and that error; (0, NaN) where there is none with FEW photos."""
+    """The widest 90 % interval up to which held-out answers have at most SURE of the error of
+    saying nothing, and that error; (0, NaN) where there is none with FEW photos. An interval wider
+    than the error of saying nothing is never enough: among photos that are found or altogether
+    lost, a good average would still call the lost ones confident."""
     if head == "gps":
         error, plain = (np.log(np.maximum(km, density.LEAST_RADIUS_KM)) for km in (error, plain))
-        goal = plain.mean() + math.log(SURE[head])
+        goal, nothing = plain.mean() + math.log(SURE[head]), math.exp(plain.mean())
     else:
-        goal = SURE[head] * plain.mean()
-    order = np.argsort(half, kind="stable")
-    means = np.cumsum(error[order]) / np.arange(1, len(order) + 1)
-    good = np.flatnonzero((means <= goal) & (np.arange(len(order)) >= FEW - 1))
+        goal, nothing = SURE[head] * plain.mean(), plain.mean()
+    order = np.argsort(most, kind="stable")
+    count = np.arange(1, len(order) + 1)
+    means = np.cumsum(error[order]) / count
+    good = np.flatnonzero((means <= goal) & (count >= FEW) & (most[order] <= nothing))
     if not len(good):
         return 0.0, math.nan
     reached = float(means[good[-1]])
-    return float(half[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
+    return float(most[order[good[-1]]]), math.exp(reached) if head == "gps" else reached
 
 
 # ---------------------------------------------------------------- neighbours

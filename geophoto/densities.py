@@ -137,7 +137,7 @@ class HeadDensity:
     stack: Stack
     levels: tuple[float, float] = LEVELS  # shares of the density that held 50 and 90 % held out
     far: float = math.inf  # distance in feature space beyond which a photo is unlike all others
-    sure_below: float = 0.0  # half-width of the 50 % interval up to which an answer is confident
+    sure_below: float = 0.0  # distance that holds 90 % of a density, up to which it is confident
     sure_error: float = math.nan  # of the held-out photos that are: km (geometric), minutes, m
 
     def weights(self, evidence: Evidence, space: Space) -> np.ndarray:
@@ -151,19 +151,21 @@ class HeadDensity:
         """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, and
         whether it is confident."""
         parts = [
-            (points, *(ranges.distances(level) for level in self.levels))
+            (points, *(ranges.distances(level) for level in (*self.levels, LEVELS[1])))
             for _, points, ranges in self.by_part(head, evidence, normalisation)
         ]
-        points, half, most = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self.judge(head, points, half, most, evidence)
+        points, half, most, width = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return self.judge(head, points, half, most, width, evidence)
 
     def judge(
-        self, head: str, points: np.ndarray, half: np.ndarray, most: np.ndarray, evidence: Evidence
-    ) -> dict:
-        """The answer from points and half-widths: none narrower than labels are known."""
+        self, head: str, points: np.ndarray, half: np.ndarray, most: np.ndarray,
+        width: np.ndarray, evidence: Evidence,
+    ) -> dict:  # fmt: skip
+        """The answer from points and half-widths, none narrower than labels are known; confident
+        by the `width` (Q,) that holds 90 % of the density."""
         least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
         half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
-        sure = (half <= self.sure_below) & (evidence.away <= self.far)
+        sure = (width <= self.sure_below) & (evidence.away <= self.far)
         return {"point": points, "half50": half, "half90": most, "confident": sure}
 
     def draws(self, evidence: Evidence, space: Sphere) -> np.ndarray:
@@ -221,12 +223,12 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
         plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
         for some, points, ranges in judge.by_part(head, part, scale):
             error = distance_of(head, points, some.truth, scale)
-            shares, half = ranges.shares_within(error), ranges.distances(LEVELS[0])
-            tables.append(np.stack([shares, half, error, plain[: len(some)]]))
+            shares, width = ranges.shares_within(error), ranges.distances(LEVELS[1])
+            tables.append(np.stack([shares, width, error, plain[: len(some)]]))
             plain = plain[len(some) :]
-    shares, half, error, plain = np.concatenate(tables, axis=1)
+    shares, width, error, plain = np.concatenate(tables, axis=1)
     levels = np.quantile(shares, np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)).tolist()
-    below, reached = confident_below(head, half, error, plain)
+    below, reached = confident_below(head, width, error, plain)
     return dataclasses.replace(
         whole, levels=(levels[0], levels[1]), sure_below=below, sure_error=reached
     )

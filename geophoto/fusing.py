@@ -249,7 +249,8 @@ def fuse_answers(
             members = gathered[head].take(rows)
             fused = fuse(head, one, members, normalisation, (choice["exponent"],))
             half, most = (fused.ranges.distances(level) for level in choice["levels"])
-            answer = one.judge(head, fused.points, half, most, members)
+            width = np.maximum(most, fused.ranges.distances(LEVELS[1]))  # the more cautious one
+            answer = one.judge(head, fused.points, half, most, width, members)
             for name, values in answer_columns(head, answer, normalisation).items():
                 found[name][rows] = values
             fused_with[rows] = len(rows) - 1

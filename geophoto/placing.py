@@ -18,6 +18,7 @@ from geophoto.baselines import SURE
 from geophoto.densities import LEVELS
 from geophoto.mixtures import CANDIDATES, Ranges, draw_ranges
 from geophoto.products import ANYWHERE_KM, NEVER, Mixture, joined, product
+from geophoto.resampling import resampled_weights
 from geophoto.timelines import Anchors, Shots, Timeline
 from geophoto.voices import Stack, softmax
 
@@ -26,6 +27,7 @@ STRETCH_GAP_S = 6 * 3600  # a pause that ends a stretch of photos
 SOON_S = 3600  # photos with a placed one this near in time have levels of their own,
 LEAST_JUDGED = 20  # if so many were hidden
 FOLDS = 3  # of stretches, for levels and confidence
+RESAMPLES, ONE_ERROR = 200, 0.84  # of those stretches; a standard error above the middle
 MOST_HIDDEN = 500  # photos that one hiding judges
 MOST_SURE_KM = 5.0  # 90 % radius beyond which no answer is confident
 BLOCK = 1000  # photos placed at once
@@ -344,23 +346,32 @@ def learn_to_place(shots: Shots, visible: np.ndarray) -> Placer:
             seen = visible.copy()
             seen[hidden] = False
             told, points, ranges, _ = judge.see(seen).ranges(hidden)
-            error = density.arc_km(points, shots.places[hidden])
+            share = ranges.shares_within(density.arc_km(points, shots.places[hidden]))
             soon, single = told.near.gap_s <= SOON_S, hidden is not ways[0]
-            judged.append((ranges, error, soon, soon == single))
-    return settle(placer, judged) if judged else placer
+            stretch = number[np.searchsorted(rows, hidden)]
+            judged.append((share, stretch, soon, soon == single))
+    return settle(placer, *map(np.concatenate, zip(*judged, strict=True))) if judged else placer
 
 
-def settle(placer: Placer, judged: list[tuple]) -> Placer:
-    """Set levels by (ranges, error, whether a placed photo is near in time, whether they count) of
-    photos whose positions were hidden: those with and without one apart (Mondrian), where there are
-    enough; photos hidden singly speak for the first, those of whole stretches for the second."""
-    shares = np.concatenate([ranges.shares_within(error) for ranges, error, *_ in judged])
-    soon, counts = (np.concatenate([one[i] for one in judged]) for i in (2, 3))
+def settle(
+    placer: Placer, share: np.ndarray, stretch: np.ndarray, soon: np.ndarray, counts: np.ndarray
+) -> Placer:
+    """Set levels by photos (H,) whose positions were hidden: the share of the density nearer than
+    the truth, their stretch, whether a placed photo is near in time, whether they count. Those with
+    and without one apart (Mondrian), where there are enough; photos hidden singly speak for the
+    first, those of whole stretches for the second."""
     levels = []
     for kind in (True, False):
         chosen = counts & (soon == kind)
-        mine = shares[chosen] if chosen.sum() >= LEAST_JUDGED else shares
-        found = np.quantile(mine, np.minimum(np.array(LEVELS) * (1 + 1 / len(mine)), 1))
-        # Whole stretches are few however many photos they hold: no reason to be bolder.
-        levels.append(found if kind else np.maximum(found, LEVELS))
+        mine = chosen if chosen.sum() >= LEAST_JUDGED else np.ones_like(chosen)
+        levels.append(careful_levels(share[mine], stretch[mine]))
     return dataclasses.replace(placer, levels=np.array(levels))
+
+
+def careful_levels(share: np.ndarray, stretch: np.ndarray) -> np.ndarray:
+    """Shares of the densities that held LEVELS of the hidden photos, and one standard error more,
+    by a bootstrap of stretches: those are few however many photos they hold."""
+    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(share)), 1)
+    found = [np.quantile(share, wanted, weights=times, method="inverted_cdf")
+             for times in resampled_weights(stretch, RESAMPLES, 0)]  # fmt: skip
+    return np.quantile(found, ONE_ERROR, axis=0)

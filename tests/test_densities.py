@@ -307,3 +307,14 @@ def test_confidence_is_an_interval_whose_held_out_error_is_small():
     below, reached = baselines.confident_below("time", half, half, np.full(40, 20.0))
     assert below == 19.0 and reached == pytest.approx(10.0)  # half of 20 minutes
     assert baselines.confident_below("time", half, np.full(40, 15.0), np.full(40, 20.0))[0] == 0
+
+
+def test_who_is_found_or_lost_is_not_confident_on_average():
+    """Most photos to 10 m, a third 9,000 km off: a fine geometric mean, and nothing to rely on."""
+    found = np.arange(60) % 3 > 0
+    error, plain = np.where(found, 0.01, 9000.0), np.full(60, 5000.0)
+    unsure = np.full(60, 12_000.0) + np.arange(60)
+    assert baselines.confident_below("gps", unsure, error, plain)[0] == 0
+    told_apart = np.where(found, 1.0, 12_000.0)
+    below, reached = baselines.confident_below("gps", told_apart, error, plain)
+    assert below == 1.0 and reached == pytest.approx(0.01)

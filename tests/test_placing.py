@@ -263,6 +263,16 @@ def test_radii_hold_what_they_promise(judged, method):
     assert len(sure) > 20 and np.quantile(sure["error_km"], 0.9) < 1
 
 
+def test_few_stretches_make_careful_levels():
+    """Photos of one stretch err alike: sixty of each of ten say no more than ten."""
+    alike = np.repeat(np.random.default_rng(3).uniform(0, 1, 10), 60)
+    plain = np.quantile(alike, placing.LEVELS)
+    apart = placing.careful_levels(alike, np.arange(600))
+    together = placing.careful_levels(alike, np.repeat(np.arange(10), 60))
+    assert np.all(apart >= plain) and np.all(together >= apart)
+    assert together[0] > plain[0] + 0.1 > apart[0]
+
+
 def test_the_report_has_every_way_and_answer(judged):
     report = hiding.summarise(judged)
     whole = report[report["way"] == "all"]
