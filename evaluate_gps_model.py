@@ -128,10 +128,9 @@ def evaluate(
     write_report(
         output_dir / "report.html", metrics, difference, models, image_dir, about, progress
     )
-    print_table(table_rows(metrics))
-    print()
-    print_table(interval_rows(metrics))
-    print()
+    for table_shown in (table_rows(metrics), interval_rows(metrics)):
+        print_table(table_shown)
+        print()
     for line in findings(metrics, difference):
         print(line)
     print(f"wrote {output_dir}/metrics.json, predictions.csv, predictions.geojson and plots")

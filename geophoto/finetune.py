@@ -283,9 +283,8 @@ def train_network(
     found = predict("val")
     asked = photos.take(found["rows"])
     densities = fit_densities([(found, gallery, asked, normalisation)])
-    densities["fuse"] = fuse_validation(
-        densities, found, gallery, asked, normalisation, groups[found["rows"]]
-    )
+    about = gallery, asked, normalisation, groups[found["rows"]]
+    densities["fuse"] = fuse_validation(densities, found, *about)
     alone = fit_densities([(found, None, asked, normalisation)]) if gallery else None
     return {
         "normalisation": vars(normalisation),
