@@ -210,7 +210,7 @@ def depth_summary(difference: dict) -> dict | None:
 
 def fuse_words(kind: str, choices: dict) -> str:
     """What it brings to ask photos of one burst or folder together, all heads in one sentence."""
-    gain, none = [], []
+    gain, none, alone = [], [], []
     for head, choice in choices.items():
         if choice is None:
             continue
@@ -224,8 +224,9 @@ def fuse_words(kind: str, choices: dict) -> str:
         elif any(choice["interval"]):
             none.append(f"{title} ({change}, {low} to {high})")
         else:
-            none.append(f"{title} (better alone)")
-    told = [*gain, *([f"no clear gain for {', '.join(none)}"] if none else [])]
+            alone.append(title)
+    told = gain + [f"no clear gain for {', '.join(none)}"] * bool(none)
+    told += [f"{', '.join(alone)} better alone"] * bool(alone)
     return f"by {kind}: {'; '.join(told) or 'not measured, no held-out photo had company'}"
 
 
@@ -236,12 +237,12 @@ def fused(choice: dict | None) -> bool:
 
 def fuse_finding(fuse: dict) -> dict:
     """Whether photos help each other, with a verdict."""
-    gains = any(fused(choice) for choices in fuse.values() for choice in choices.values())
+    gains = [fused(choice) for choices in fuse.values() for choice in choices.values()]
     return {
         "head": "fuse", "title": "Do photos of one burst or folder help each other?",
         "text": "asked together " + "; ".join(fuse_words(*about) for about in fuse.items()),
-        "words": "yes, see --fuse" if gains else "not that one could tell",
-        "verdict": "good" if gains else "open",
+        "words": "in part, see --fuse" if any(gains) else "not that one could tell",
+        "verdict": "fair" if any(gains) else "open",
     }  # fmt: skip
 
 
