@@ -235,6 +235,7 @@ def held_out_of(count: int) -> Check:
         **labels_of(count),
         **dict.fromkeys(halves, not_negative),
         **{f"{head}_confident": array((count,), 0, 1) for head in NAMES},
+        **{f"{head}_width": not_negative for head in NAMES},
         "sun": array((count,), -91, 91, nan=True),
         "strangeness": not_negative,
         "views": array((count, classes, classes)),

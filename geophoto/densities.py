@@ -148,8 +148,8 @@ class HeadDensity:
         return self.stack.fall_back(self.stack.weights(evidence.gate()), unlike, resort)
 
     def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
-        """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, and
-        whether it is confident."""
+        """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, the
+        distance that holds 90 % of the density as it is, and whether it is confident."""
         parts = [
             (points, *(ranges.distances(level) for level in (*self.levels, LEVELS[1])))
             for _, points, ranges in self.by_part(head, evidence, normalisation)
@@ -166,7 +166,7 @@ class HeadDensity:
         least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
         half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
         sure = (width <= self.sure_below) & (evidence.away <= self.far)
-        return {"point": points, "half50": half, "half90": most, "confident": sure}
+        return {"point": points, "half50": half, "half90": most, "width": width, "confident": sure}
 
     def draws(self, evidence: Evidence, space: Sphere) -> np.ndarray:
         """DRAWS positions of each density, (Q, DRAWS, 3)."""
@@ -315,9 +315,10 @@ def answers_of(
     gathered: dict[str, Evidence] | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Final answers for raw predictions: lat, lon, minutes and altitude with the half-widths of
-    their 50 and 90 % intervals (km, minutes, metres) and whether they are confident, NaN where
-    nothing was learned; the sun's elevation (degrees), how strange a photo is (1 = as far from
-    the training photos as any held-out one) and the calibrated logits of the six views."""
+    their 50 and 90 % intervals (km, minutes, metres), the distance that holds 90 % of the density
+    as it is (which ranks them) and whether they are confident, NaN where nothing was learned; the
+    sun's elevation (degrees), how strange a photo is (1 = as far from the training photos as any
+    held-out one) and the calibrated logits of the six views."""
     count = len(prediction["trunk"])
     gathered = gathered or gather_all(prediction, gallery, normalisation)
     found = {"sun": decode(prediction, normalisation)["sun"]}
@@ -327,7 +328,7 @@ def answers_of(
         one = densities["heads"].get(head)
         columns = ("lat", "lon") if head == "gps" else (name,)
         blank = [*columns, f"{unit[0]}50_{unit[1]}", f"{unit[0]}90_{unit[1]}"]
-        found |= {column: np.full(count, np.nan) for column in blank}
+        found |= {column: np.full(count, np.nan) for column in (*blank, f"{head}_width")}
         found[f"{head}_confident"] = np.zeros(count, bool)
         if one is not None:
             found |= answer_columns(
@@ -340,8 +341,8 @@ def answers_of(
 def answer_columns(head: str, answer: dict, normalisation: Normalisation) -> dict:
     """One head's answer by the names of answers_of, (Q,) each."""
     name, (of, unit) = NAMES[head]
-    found = {f"{of}50_{unit}": answer["half50"], f"{of}90_{unit}": answer["half90"],
-             f"{head}_confident": answer["confident"]}  # fmt: skip
+    found = {f"{of}50_{unit}": answer["half50"], f"{of}90_{unit}": answer["half90"]}
+    found |= {f"{head}_{key}": answer[key] for key in ("width", "confident")}
     if head == "gps":
         found["lat"], found["lon"] = density.lat_lon(answer["point"])
     else:

@@ -81,8 +81,8 @@ def interval_metrics(
 ) -> dict:
     """Coverage of the 50 and 90 % intervals, each with its interval, and their median half-widths;
     how many photos are confident, and their error (positions: geometric mean); and the
-    risk–coverage curve: error of the 10, 20 … 100 % with the narrowest 90 % intervals, with its
-    mean (positions in logarithms)."""
+    risk–coverage curve: error of the 10, 20 … 100 % with the narrowest densities, with its mean
+    (positions in logarithms)."""
     block: dict = {}
     for level in (50, 90):
         half = answers[INTERVALS[head].format(level)][rows]
@@ -95,7 +95,7 @@ def interval_metrics(
     sure = answers[f"{head}_confident"][rows].astype(bool)
     block["confident"] = int(sure.sum())
     block["confident_error"] = average(own[sure]) if sure.any() else None
-    order = np.argsort(answers[INTERVALS[head].format(90)][rows], kind="stable")
+    order = np.argsort(answers[f"{head}_width"][rows], kind="stable")
     counts = [max(1, round(share * len(own) / 10)) for share in range(1, 11)]
     curve = [average(own[order[:count]]) for count in counts]
     area = geometric_mean_km(np.array(curve)) if head == "gps" else float(np.mean(curve))

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import make_photos, quietly
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_densities import HEADS, SCALE, fit, fitted, make_evidence, make_prediction, shifted
 
@@ -29,6 +29,7 @@ def test_bursts_are_of_one_camera_within_a_minute_and_no_time_is_no_company():
     assert (fusing.groups_of("folder", folders, seconds, camera) == [0, 1, 0, 0, 0, 0, 0]).all()
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=150), st.randoms(use_true_random=False))
 def test_stretches_hold_every_photo_once_whatever_the_order(groups, random):
     groups, names = np.array(groups), [f"{i:04d}.jpg" for i in range(len(groups))]
@@ -70,6 +71,7 @@ def test_the_product_of_two_von_mises_adds_their_vectors():
 LOGS = st.lists(st.lists(st.floats(-30, 0), min_size=6, max_size=6), min_size=1, max_size=5)
 
 
+@settings(deadline=None, max_examples=50)
 @given(LOGS)
 def test_a_pool_is_a_density_never_far_below_the_mean_and_copies_change_nothing(rows):
     logs = np.array(rows)
