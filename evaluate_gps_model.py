@@ -9,6 +9,7 @@ Writes evaluation/: report.html (self-contained), metrics.json, predictions.csv,
     python evaluate_gps_model.py
     python evaluate_gps_model.py --photos unknown.jpg holiday/     # where, when, which way up
     python evaluate_gps_model.py --photos 'trip/**/*.jpg' --json   # the same for other programs
+    python evaluate_gps_model.py --photos holiday/ --fuse burst    # photos of a burst together
     python evaluate_gps_model.py --verify                          # do claims fit the pictures?
     python evaluate_gps_model.py --place           # the photos of the table without a position
     python evaluate_gps_model.py --write sidecar --to data/images --dry-run    # what --place found
@@ -30,7 +31,7 @@ import density  # before NumPy and torch: see there
 import numpy as np
 
 from density import distance_label, progress
-from geophoto.findings import findings
+from geophoto.findings import findings, fuse_words, fused
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
 from geophoto.pictures import MEGAPIXELS, limit_pixels, list_photos
@@ -110,6 +111,7 @@ def evaluate(
             density.stop(f"{data_dir / 'exif_data.json'} holds no photo that {path} was tested on")
         models[name] = (found, held, groups)
         metrics[name] = head_metrics(found, held, groups, draws, seed)
+        metrics[name]["fuse"] = checkpoint["densities"]["fuse"]
         rows += prediction_rows(name, found, held, groups)
     difference = compare(models, draws, seed) if len(models) == 2 else {}
     account(table, models)
@@ -126,10 +128,9 @@ def evaluate(
     write_report(
         output_dir / "report.html", metrics, difference, models, image_dir, about, progress
     )
-    print_table(table_rows(metrics))
-    print()
-    print_table(interval_rows(metrics))
-    print()
+    for table_shown in (table_rows(metrics), interval_rows(metrics)):
+        print_table(table_shown)
+        print()
     for line in findings(metrics, difference):
         print(line)
     print(f"wrote {output_dir}/metrics.json, predictions.csv, predictions.geojson and plots")
@@ -226,6 +227,7 @@ def predict_unknown(
     precision_name: str,
     certainty: float,
     as_json: bool = False,
+    fuse: str = "none",
 ) -> int:
     """Tell where, when, how high and which way up for photos without EXIF; returns failures."""
     from geophoto.checkpoints import read_checkpoint
@@ -239,9 +241,14 @@ def predict_unknown(
     checkpoint = read_checkpoint(checkpoint_dir / "best_gps_model.pth", tell, with_private=False)
     predictor = Predictor(checkpoint, checkpoint_dir, precision_name, certainty)
     density.ready_to_write(output_dir)
-    frame = predict_unlabelled(predictor, named, progress, tell)
+    if fuse != "none":
+        choices = checkpoint["densities"]["fuse"][fuse]
+        alone = "" if any(map(fused, choices.values())) else "; answers are those of single photos"
+        tell(f"fused {fuse_words(fuse, choices)}{alone}")
+    frame = predict_unlabelled(predictor, named, progress, tell, fuse)
     rows, left_out = plain_rows(frame), frame.attrs["left_out"]
-    content = {"model": checkpoint["settings"]["inputs"], "photos": rows, "left_out": left_out}
+    content = {"model": checkpoint["settings"]["inputs"], "fuse": fuse, "photos": rows,
+               "left_out": left_out}  # fmt: skip
     if rows:
         flat = [{**row, "places": places_text(row["places"])} for row in rows]
         write_rows(output_dir / "photos.csv", flat)
@@ -281,6 +288,8 @@ def print_summary(rows: list[dict]) -> None:
     strange = sum((row["strangeness"] or 0) > 1 for row in rows)
     if strange:
         print(f"{strange} photos are unlike all training photos")
+    if together := sum(row["fused_with"] > 0 for row in rows):
+        print(f"{together} photos have answers fused with others'")
 
 
 def print_prediction(row: dict) -> None:
@@ -294,7 +303,9 @@ def print_prediction(row: dict) -> None:
     half = distance_label(row["radius50_km"]) if row["radius50_km"] is not None else ""
     most = distance_label(row["radius90_km"]) if row["radius90_km"] is not None else ""
     strange = (row["strangeness"] or 0) > 1
-    print(row["filename"] + (": unlike all training photos" if strange else ""))
+    others = f"{row['fused_with']} other{'s' if row['fused_with'] > 1 else ''}"
+    company = f" ({row['fused']} fused with {others})" if row["fused"] else ""
+    print(row["filename"] + company + (": unlike all training photos" if strange else ""))
     label = "position"
     told("latitude", "{latitude:.5f}, {longitude:.5f} ± {half} (50 %), {most} (90 %)")
     print(f"  most likely  {row['places'] or 'no distinct place'}")
@@ -507,6 +518,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--pixel-limit", type=float, default=MEGAPIXELS, metavar="MP",
         help="larger photos are refused, megapixels (%(default)g)")  # fmt: skip
     add("--photos", nargs="+", metavar="PATH", help="predict these photos, folders, globs instead")
+    add("--fuse", choices=("burst", "folder", "none"), default="none",
+        help="of --photos: ask photos of a burst or folder together, where it gains")  # fmt: skip
     add("--place", action="store_true", help="place the photos of the table without a position")
     add("--write", choices=("sidecar", "copies"), help="write the positions that --place found")
     add("--to", metavar="DIR", help="where to: data/images puts sidecars beside the photos")
@@ -522,6 +535,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         density.stop("--turn-certainty must lie between 0 and 1")
     if args.json and not (args.photos or args.verify):
         density.stop("--json goes with --photos or --verify")
+    if args.fuse != "none" and not args.photos:
+        density.stop("--fuse goes with --photos")
     if bool(args.write) != bool(args.to) or ((args.dry_run or args.all) and not args.write):
         density.stop("--write takes --to DIR; --dry-run and --all belong to --write")
     runs = args.photos, args.verify, args.place or args.write, args.undo
@@ -544,8 +559,9 @@ def answer(args: argparse.Namespace) -> int:
     checkpoint_dir, output_dir = Path(args.checkpoint_dir), Path(args.output_dir)
     if args.photos:
         failures = predict_unknown(
-            args.photos, checkpoint_dir, output_dir, args.precision, args.turn_certainty, args.json
-        )
+            args.photos, checkpoint_dir, output_dir, args.precision, args.turn_certainty,
+            args.json, args.fuse,
+        )  # fmt: skip
         return 1 if failures else 0
     data_dir = Path(args.data_dir)
     image_dir = Path(args.image_dir) if args.image_dir else data_dir / "images"

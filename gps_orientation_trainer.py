@@ -228,7 +228,7 @@ def train_frozen(
     network.heads = trainer.heads
     return {
         "normalisation": vars(trainer.normalisation),
-        "densities": densities.as_plain(densities.combine_folds(results)),
+        "densities": frozen.final_densities(results, fold_of, split["groups"], photos),
         "densities_alone": densities.as_plain(densities.combine_folds(results, alone=True))
         if options["gallery"]
         else None,
@@ -270,8 +270,8 @@ def train_finetune(
             archives.save(last, content)
 
     content = finetune.train_network(
-        photos, rows, network, dataset, precision, options, bar, tqdm.write, on_epoch,
-        resume["training"],
+        photos, rows, np.array(split["groups"]), network, dataset, precision, options, bar,
+        tqdm.write, on_epoch, resume["training"],
     )  # fmt: skip
     part = np.empty(len(photos), dtype=object)
     for name, members in rows.items():

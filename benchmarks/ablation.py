@@ -296,7 +296,7 @@ def only(voice: int) -> list[tuple]:
 def estimator(cost: Callable) -> list[tuple]:
     """A patch: positions of least expected cost of the distance."""
     points = functools.partial(mixtures.position_points, cost=cost)
-    return [(densities, "position_points", points)]
+    return [(mixtures, "position_points", points)]
 
 
 def log_distance(half_angle: np.ndarray) -> np.ndarray:

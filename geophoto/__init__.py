@@ -24,9 +24,11 @@
     backbones      pretrained weights: sources, and whether they fit
     features       photos → inputs → frozen features and their cache
     baselines      errors; trivial answers and nearest neighbours, which a model must beat
+    resampling     means, medians and their intervals, bootstrapped by group
     voices         neighbours, head and prior as kernels, and their stacked weights
     mixtures       mixtures of kernels as cells or draws: points and ranges
     densities      the density of every head: point, intervals, confidence, strangers
+    fusing         photos of one burst or folder: their densities multiplied
     records        flat records of answers: CSV, JSON and GeoJSON
     verification   claims of photos against densities: p-values, words of evidence, a page
     products       mixtures of kernels on the sphere, and products of them

@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from geophoto.densities import NAMES, SHARES, space_of
+from geophoto.densities import COMPANY, NAMES, SHARES, space_of
+from geophoto.fusing import EXPONENTS
 from geophoto.network import GPSPredictionNet
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.targets import Normalisation
@@ -196,10 +197,23 @@ def density_of(kernels: int) -> Check:
     )
 
 
+FUSED = fields(  # see fusing.choose_exponent
+    {
+        "exponent": maybe(one_of(*EXPONENTS)),
+        "levels": many(number(0, 1), 2),
+        "photos": whole(1, MOST_PHOTOS),
+        "groups": whole(1, MOST_PHOTOS),
+        "change": number(-ANY_NUMBER, ANY_NUMBER),
+        "interval": many(number(-ANY_NUMBER, ANY_NUMBER), 2),
+    }
+)
+
+
 def densities_for(normalisation: Normalisation) -> Check:
     counts = {head: len(voice_of(space_of(head, normalisation))) for head in NAMES}
     heads = {head: maybe(density_of(count)) for head, count in counts.items()}
-    return fields({"heads": fields(heads), "temperature": number(1e-3, 1000)})
+    fuse = fields({kind: fields(dict.fromkeys(NAMES, maybe(FUSED))) for kind in COMPANY})
+    return fields({"heads": fields(heads), "temperature": number(1e-3, 1000), "fuse": fuse})
 
 
 def labels_of(count: int | None) -> dict[str, Check]:

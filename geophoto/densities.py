@@ -15,12 +15,12 @@ import numpy as np
 import density
 from geophoto.baselines import confident_below, nearest_features
 from geophoto.mixtures import (
-    CANDIDATES,
-    DRAWS,
     Grid,
     Ranges,
+    candidates,
     draw_positions,
-    position_points,
+    draw_ranges,
+    grid_ranges,
 )
 from geophoto.orientations import fit_temperature
 from geophoto.photos import Photos
@@ -41,9 +41,11 @@ from geophoto.voices import (
 
 LEVELS = (0.5, 0.9)
 SHARES = (0.02, *np.arange(0.05, 0.951, 0.05).round(2).tolist(), 0.97, 0.98, 0.99, 0.995, 0.999)
+MOST_PLACES = 3  # of one photo that are told
 MOST_KEPT = 1000  # held-out photos of a fold that the final densities are fitted on
 LIKELIHOODS = ("posterior", "head", "positions")
 FADING = 0.25  # how far beyond all held-out photos a density has become the prior
+COMPANY = ("burst", "folder")  # what photos may be fused by
 NAMES = {  # of each head's answer, and of its interval
     "gps": ("position", ("radius", "km")),
     "time": ("minutes", ("time", "minutes")),
@@ -153,6 +155,14 @@ class HeadDensity:
             for _, points, ranges in self.by_part(head, evidence, normalisation)
         ]
         points, half, most, width = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return self.judge(head, points, half, most, width, evidence)
+
+    def judge(
+        self, head: str, points: np.ndarray, half: np.ndarray, most: np.ndarray,
+        width: np.ndarray, evidence: Evidence,
+    ) -> dict:  # fmt: skip
+        """The answer from points and half-widths, none narrower than labels are known; confident
+        by the `width` (Q,) that holds 90 % of the density."""
         least = density.LEAST_RADIUS_KM if head == "gps" else 1.0  # km; minutes and metres
         half, most = np.maximum(half, least), np.maximum(most, np.maximum(half, least))
         sure = (width <= self.sure_below) & (evidence.away <= self.far)
@@ -161,6 +171,9 @@ class HeadDensity:
     def draws(self, evidence: Evidence, space: Sphere) -> np.ndarray:
         """DRAWS positions of each density, (Q, DRAWS, 3)."""
         return draw_positions(evidence, space, self.stack, self.weights(evidence, space))
+
+    def grid(self, evidence: Evidence, space: Space) -> Grid:
+        return Grid.of(evidence, space, self.stack, self.weights(evidence, space))
 
     def by_part(
         self, head: str, evidence: Evidence, normalisation: Normalisation
@@ -175,19 +188,9 @@ class HeadDensity:
         """Points of the densities, and how far from them their shares lie."""
         space = space_of(head, normalisation)
         if isinstance(space, Sphere):
-            draws = self.draws(evidence, space)
-            points = position_points(evidence, draws, normalisation.centre)
-            apart = density.arc_km(draws, points[:, None])
-            return points, Ranges(apart, np.full(apart.shape, 1 / DRAWS), np.zeros(apart.shape))
-        grid = Grid.of(evidence, space, self.stack, self.weights(evidence, space))
-        points = grid.medians()
-        if grid.circular:
-            apart = minutes_apart(grid.points, points[:, None])
-            return points, Ranges(apart, grid.chances, np.full(apart.shape, grid.step / 2))
-        metres = normalisation.altitude_m(grid.points)
-        apart = np.abs(metres - normalisation.altitude_m(points)[:, None])
-        reach = np.broadcast_to(np.gradient(metres) / 2, apart.shape)
-        return points, Ranges(apart, grid.chances, reach)
+            tried = candidates(evidence, normalisation.centre)
+            return draw_ranges(tried, self.draws(evidence, space))
+        return grid_ranges(self.grid(evidence, space), normalisation)
 
 
 def distance_of(
@@ -258,7 +261,8 @@ def fit_on(
 ) -> dict:
     """The densities of all heads from evidence of held-out photos, one part for each trainer."""
     heads = {head: fit_head(head, parts, scales) for head, parts in evidence.items()}
-    return {"heads": heads, "temperature": temperature}
+    fuse = {kind: dict.fromkeys(NAMES) for kind in COMPANY}  # until fusing.py has measured it
+    return {"heads": heads, "temperature": temperature, "fuse": fuse}
 
 
 def as_plain(densities: dict) -> dict:
@@ -326,19 +330,24 @@ def answers_of(
         blank = [*columns, f"{unit[0]}50_{unit[1]}", f"{unit[0]}90_{unit[1]}"]
         found |= {column: np.full(count, np.nan) for column in (*blank, f"{head}_width")}
         found[f"{head}_confident"] = np.zeros(count, bool)
-        if one is None:
-            continue
-        evidence = gathered[head]
-        answer = one.answer(head, evidence, normalisation)
-        found[blank[-2]], found[blank[-1]] = answer["half50"], answer["half90"]
-        found[f"{head}_width"], found[f"{head}_confident"] = answer["width"], answer["confident"]
-        found["strangeness"] = np.fmax(found["strangeness"], evidence.away / one.far)
-        if head == "gps":
-            found["lat"], found["lon"] = density.lat_lon(answer["point"])
-        elif head == "time":
-            found["minutes"] = answer["point"]
-        else:
-            found["altitude"] = normalisation.altitude_m(answer["point"])
+        if one is not None:
+            found |= answer_columns(
+                head, one.answer(head, gathered[head], normalisation), normalisation
+            )
+            found["strangeness"] = np.fmax(found["strangeness"], gathered[head].away / one.far)
+    return found
+
+
+def answer_columns(head: str, answer: dict, normalisation: Normalisation) -> dict:
+    """One head's answer by the names of answers_of, (Q,) each."""
+    name, (of, unit) = NAMES[head]
+    found = {f"{of}50_{unit}": answer["half50"], f"{of}90_{unit}": answer["half90"]}
+    found |= {f"{head}_{key}": answer[key] for key in ("width", "confident")}
+    if head == "gps":
+        found["lat"], found["lon"] = density.lat_lon(answer["point"])
+    else:
+        points = answer["point"]
+        found[name] = points if head == "time" else normalisation.altitude_m(points)
     return found
 
 
@@ -362,22 +371,15 @@ def reaches_of(
 
 
 def likely_places(
-    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation,
-    count: int = 3,
-) -> list[list[tuple]]:  # fmt: skip
+    one: HeadDensity | None, evidence: Evidence, half50: np.ndarray, normalisation: Normalisation
+) -> list[list[tuple]]:
     """For each photo its most probable distinct places, see density.distinct_places; a place
-    reaches half as far as the 50 % interval."""
-    one = densities["heads"].get("gps")
+    reaches half as far as the 50 % interval (Q,) of the position."""
     if one is None:
-        return [[] for _ in prediction["trunk"]]
-    evidence = gather_evidence("gps", prediction, gallery, normalisation)
+        return [[] for _ in range(len(evidence))]
     draws = one.draws(evidence, Sphere(normalisation.spread_km))
-    reach = 0.5 * one.answer("gps", evidence, normalisation)["half50"]
-    tried = np.concatenate([evidence.near[:, :CANDIDATES], evidence.head[:, None]], axis=1)
-    return [
-        density.distinct_places(places, drawn, far, count)
-        for places, drawn, far in zip(tried, draws, reach, strict=True)
-    ]
+    each = zip(candidates(evidence), draws, 0.5 * half50, strict=True)
+    return [density.distinct_places(*about, MOST_PLACES) for about in each]
 
 
 def hold_out(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from density import distance_label
 from geophoto.plots import TITLES
+from geophoto.resampling import FEW_GROUPS
 
 
 def minutes_label(minutes: float) -> str:
@@ -36,7 +37,6 @@ CHANGES: dict[str, Callable[[float], str]] = {  # of differences, which are smal
     "time": "{:.1f} min".format,
     "altitude": "{:.1f} m".format,
 }
-FEW_GROUPS = 10  # of fewer a bootstrap by group is too sure of itself
 FEW_TAGGED = 20  # photos with an orientation; fewer say nothing
 QUARTER = 0.25  # of four turns, one is right by chance
 TOLD = {  # by the model against (one fixed answer, nearest neighbours): verdict, in words
@@ -205,10 +205,56 @@ def depth_summary(difference: dict) -> dict | None:
             "verdict": verdict}  # fmt: skip
 
 
+# ---------------------------------------------------------------- company
+
+
+def fuse_words(kind: str, choices: dict) -> str:
+    """What it brings to ask photos of one burst or folder together, all heads in one sentence."""
+    gain, none, alone = [], [], []
+    for head, choice in choices.items():
+        if choice is None:
+            continue
+        title = HEADS[head][0].lower()
+        change, low, high = (
+            f"{signed(100 * x, '{:.0f}'.format)} %" for x in (choice["change"], *choice["interval"])
+        )
+        if fused(choice):
+            limits = f"95 % interval {low} to {high}, {choice['photos']} held-out photos"
+            gain.append(f"{title} errors {change} ({limits})")
+        elif any(choice["interval"]):
+            none.append(f"{title} ({change}, {low} to {high})")
+        else:
+            alone.append(title)
+    told = gain + [f"no clear gain for {', '.join(none)}"] * bool(none)
+    told += [f"{', '.join(alone)} better alone"] * bool(alone)
+    return f"by {kind}: {'; '.join(told) or 'not measured, no held-out photo had company'}"
+
+
+def fused(choice: dict | None) -> bool:
+    """Whether answers of photos in company are fused, as that was found to gain."""
+    return choice is not None and choice["exponent"] is not None
+
+
+def fuse_finding(fuse: dict) -> dict:
+    """Whether photos help each other, with a verdict."""
+    gains = [fused(choice) for choices in fuse.values() for choice in choices.values()]
+    return {
+        "head": "fuse", "title": "Do photos of one burst or folder help each other?",
+        "text": "asked together " + "; ".join(fuse_words(*about) for about in fuse.items()),
+        "words": "in part, see --fuse" if any(gains) else "not that one could tell",
+        "verdict": "fair" if any(gains) else "open",
+    }  # fmt: skip
+
+
 def findings(metrics: dict, difference: dict) -> list[str]:
-    """The sentences for a terminal: every head of every model, then what depth changes."""
+    """The sentences for a terminal: every head of every model and how its photos help each other,
+    then what depth changes."""
     lines = []
-    for model in metrics:
+    for model, block in metrics.items():
         for one in head_findings(metrics, model):
             lines.append(f"{TITLES[model]}, {one['title'].lower()}: {one['text']}: {one['words']}.")
+        if "fuse" in block:
+            lines += [
+                f"{TITLES[model]}, fused {fuse_words(*about)}." for about in block["fuse"].items()
+            ]
     return lines + depth_findings(difference)

@@ -22,10 +22,11 @@ from torch import nn
 import density
 from density import silent
 from geophoto.baselines import trivial_answers, validation_figures
-from geophoto.densities import as_plain, fit_densities, gallery_of
+from geophoto.densities import answers_of, as_plain, fit_densities, gallery_of
 from geophoto.depth_maps import belongs_to, depth_file, depth_index, load_depth_map
 from geophoto.devices import Precision, processes, rank
 from geophoto.features import depth_input, picture_pixels, pixel_inputs
+from geophoto.fusing import choose_fusing, judge_fused
 from geophoto.network import GPSPredictionNet, predict_batch
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.origins import file_stamp, read_origins
@@ -221,13 +222,25 @@ def deal_parts(fold_of: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
 
 
+def fuse_validation(
+    densities: dict, found: dict, gallery: dict | None, asked: Photos, scale: Normalisation,
+    groups: np.ndarray,
+) -> dict[str, dict]:  # fmt: skip
+    """How validation photos of one burst or folder are fused: chosen on each half of the groups of
+    the split in turn and told on the other, by the densities that were fitted on both."""
+    answers = answers_of(found, gallery, densities, scale)
+    judged = judge_fused(densities, found, gallery, answers, asked, scale)
+    halves = np.unique(groups, return_inverse=True)[1] % 2
+    return choose_fusing(judged, halves, groups, asked)
+
+
 def train_network(
-    photos: Photos, rows: dict[str, np.ndarray], network: GPSPredictionNet, dataset: PhotoSet,
-    precision: Precision, options: dict, bar: Callable, say: Callable[[str], None],
-    on_epoch: Callable[[dict, dict], None], resume: dict | None,
+    photos: Photos, rows: dict[str, np.ndarray], groups: np.ndarray, network: GPSPredictionNet,
+    dataset: PhotoSet, precision: Precision, options: dict, bar: Callable,
+    say: Callable[[str], None], on_epoch: Callable[[dict, dict], None], resume: dict | None,
 ) -> dict:  # fmt: skip
     """Train everything on `rows["train"]`; returns what the checkpoint holds beside split and
-    metrics. `on_epoch` and `resume`: see training.fit."""
+    metrics. `groups` (N,) are those of the split; `on_epoch` and `resume`: see training.fit."""
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
@@ -270,6 +283,8 @@ def train_network(
     found = predict("val")
     asked = photos.take(found["rows"])
     densities = fit_densities([(found, gallery, asked, normalisation)])
+    about = gallery, asked, normalisation, groups[found["rows"]]
+    densities["fuse"] = fuse_validation(densities, found, *about)
     alone = fit_densities([(found, None, asked, normalisation)]) if gallery else None
     return {
         "normalisation": vars(normalisation),

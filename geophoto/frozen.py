@@ -23,11 +23,13 @@ from geophoto.baselines import (
     trivial_answers,
     validation_figures,
 )
-from geophoto.densities import as_plain, fit_densities, gallery_of, hold_out, thinned
+from geophoto.densities import as_plain, combine_folds, fit_densities, gallery_of, hold_out, thinned
 from geophoto.devices import one_thread
 from geophoto.features import FrozenData
+from geophoto.fusing import choose_fusing, judge_fused
 from geophoto.network import PredictionHeads
 from geophoto.orientations import ORIENTATION_CLASSES, agree_views, turns_right
+from geophoto.photos import Photos
 from geophoto.targets import (
     HEADS,
     Normalisation,
@@ -311,12 +313,13 @@ def train_fold(
     prediction, asked = trainer.predict(test), photos.take(test)
     gallery = trainer.gallery() if options["gallery"] else None
     knn = knn_answers(trainer.neighbours(test), trainer.photos, choice["k"], len(test))
+    own = asked, trainer.normalisation
+    held = hold_out(choice["densities"], prediction, gallery, *own)
     return {
         **choice,
-        **hold_out(choice["densities"], prediction, gallery, asked, trainer.normalisation),
-        "judged": judge_held_out(
-            prediction, gallery, choice["densities"], asked, trainer.normalisation
-        ),
+        **held,
+        "judged": judge_held_out(prediction, gallery, choice["densities"], *own),
+        "fused": judge_fused(choice["densities"], prediction, gallery, held["answers"], *own),
         "densities": as_plain(choice["densities"]),
         "rows": test,
         "trivial": {key: np.full(len(test), value) for key, value in trainer.trivial.items()},
@@ -328,16 +331,31 @@ def train_fold(
 # ---------------------------------------------------------------- all
 
 
+def merge(results: list[dict], part: str, count: int) -> dict[str, np.ndarray]:
+    """One part of what all folds returned, its columns in the order of the photos."""
+    merged = {}
+    for key, first in results[0][part].items():
+        dtype = np.float32 if key == "views" else np.float64
+        merged[key] = np.full((count, *first.shape[1:]), np.nan, dtype)
+        for result in results:
+            merged[key][result["rows"]] = result[part][key]
+    return merged
+
+
+def final_densities(results: list[dict], fold_of, groups: list[int], photos: Photos) -> dict:
+    """The densities of the final model from what all folds held out, and how photos of one burst or
+    folder are fused, for a checkpoint; `groups` are those of the split."""
+    judged = merge(results, "fused", len(photos))
+    fuse = choose_fusing(judged, fold_of, np.array(groups), photos)
+    return as_plain({**combine_folds(results), "fuse": fuse})
+
+
 def in_order(results: list[dict], count: int) -> dict:
     """Held-out answers of all folds in the order of the photos, as tensors."""
-    merged: dict[str, dict[str, torch.Tensor]] = {}
-    for part in ("answers", "trivial", "knn_errors", "log_likelihood", "judged"):
-        for key in results[0][part]:
-            shape = (count, *results[0][part][key].shape[1:])
-            column = np.full(shape, np.nan, np.float32 if key == "views" else np.float64)
-            for result in results:
-                column[result["rows"]] = result[part][key]
-            merged.setdefault(part, {})[key] = torch.from_numpy(column)
+    merged: dict[str, Any] = {
+        part: {key: torch.from_numpy(column) for key, column in merge(results, part, count).items()}
+        for part in ("answers", "trivial", "knn_errors", "log_likelihood", "judged")
+    }
     prior = np.empty((count, len(ORIENTATION_CLASSES)))
     for result in results:
         prior[result["rows"]] = result["prior"]

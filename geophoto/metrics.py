@@ -13,57 +13,19 @@ import density
 from geophoto.baselines import answer_errors, errors_of
 from geophoto.densities import SHARES
 from geophoto.orientations import ORIENTATION_CLASSES, turns_right
+from geophoto.resampling import interval, weighted_mean, weighted_median
 
 WITHIN_KM = (0.01, 0.1, 1, 25, 200, 750, 2500)  # the last five: usual in the literature
 PAIRS = (("Normal", "Flipped H"), ("Rotated 180°", "Flipped V"))  # mirror images of each other
 
 NOTABLE = 1.05  # ratio of two errors of one photo that counts as a difference
 
-# ---------------------------------------------------------------- statistics
-
-
-def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """Median of values repeated by weights; NaN without any weight."""
-    order = np.argsort(values)
-    total = np.cumsum(weights[order])
-    if not len(total) or total[-1] <= 0:
-        return math.nan
-    low = values[order][np.searchsorted(total, total[-1] / 2, side="left")]
-    high = values[order][min(np.searchsorted(total, total[-1] / 2, side="right"), len(total) - 1)]
-    return float((low + high) / 2)
-
-
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    total = weights.sum()
-    return float(values @ weights / total) if total > 0 else math.nan
-
-
-def resampled_weights(groups: np.ndarray, draws: int, seed: int):
-    """Yield weights (N,) of a bootstrap by group: how often each photo's group was drawn."""
-    rng = np.random.default_rng(seed)
-    present, group = np.unique(groups, return_inverse=True)
-    for _ in range(draws):
-        drawn = rng.integers(0, len(present), len(present))
-        yield np.bincount(drawn, minlength=len(present))[group].astype(float)
-
-
-def interval(values, groups, statistic, draws: int, seed: int, minus=None) -> list[float] | None:
-    """95 % percentile interval of a statistic, or of its difference to that of `minus`, paired."""
-    if len(np.unique(groups)) < 2:
-        return None
-    found = [
-        statistic(values, weights) - (statistic(minus, weights) if minus is not None else 0.0)
-        for weights in resampled_weights(groups, draws, seed)
-    ]
-    return [float(x) for x in np.percentile(found, [2.5, 97.5])]
+# ---------------------------------------------------------------- metrics
 
 
 def geometric_mean_km(km: np.ndarray) -> float:
     """10 to the mean log10 of the error, errors below 1 m counted as 1 m."""
     return float(10 ** np.log10(np.maximum(km, 1e-3)).mean())
-
-
-# ---------------------------------------------------------------- metrics
 
 
 def head_metrics(found: dict, photos, groups: np.ndarray, draws: int, seed: int) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 import density
-from geophoto.targets import MINUTES_PER_DAY
+from geophoto.targets import MINUTES_PER_DAY, Normalisation, minutes_apart
 from geophoto.voices import Circle, Evidence, Space, Sphere, Stack, voice_of, widths_of
 
 DRAWS = 1000  # of a density on the sphere
@@ -95,7 +95,7 @@ class Ranges:
         order = np.argsort(apart, axis=1)
         sort = lambda values: np.take_along_axis(values, order, axis=1)  # noqa: E731
         self.far = np.maximum.accumulate(sort(apart) + sort(reach), axis=1)
-        self.share = np.cumsum(sort(chances), axis=1)
+        self.share = np.minimum(np.cumsum(sort(chances), axis=1), 1.0)
 
     def shares_within(self, distance: np.ndarray) -> np.ndarray:
         """Share of each density nearer than distance (Q,)."""
@@ -106,6 +106,18 @@ class Ranges:
         """Distance (Q,) within which the share `level` of each density lies."""
         columns = zip(self.far, self.share, strict=True)
         return np.array([np.interp(level, share, far) for far, share in columns])
+
+
+def grid_ranges(grid: Grid, normalisation: Normalisation) -> tuple[np.ndarray, Ranges]:
+    """Points of densities on a grid, and how far from them their shares lie: minutes, metres."""
+    points = grid.medians()
+    if grid.circular:
+        apart = minutes_apart(grid.points, points[:, None])
+        return points, Ranges(apart, grid.chances, np.full(apart.shape, grid.step / 2))
+    metres = normalisation.altitude_m(grid.points)
+    apart = np.abs(metres - normalisation.altitude_m(points)[:, None])
+    reach = np.broadcast_to(np.gradient(metres) / 2, apart.shape)
+    return points, Ranges(apart, grid.chances, reach)
 
 
 # ---------------------------------------------------------------- densities on the sphere
@@ -142,21 +154,31 @@ def choose(weights: np.ndarray, uniform: np.ndarray) -> np.ndarray:
     return np.minimum(np.array(found).reshape(len(weights), -1), weights.shape[1] - 1)
 
 
+def candidates(evidence: Evidence, *middle: np.ndarray) -> np.ndarray:
+    """Where a photo may have been taken: the places of its neighbours, the head's, and perhaps the
+    `middle` (3,) of the training photos, (Q, T, 3)."""
+    more = [np.broadcast_to(place, evidence.head.shape) for place in middle]
+    rest = np.stack([evidence.head, *more], axis=1)
+    return np.concatenate([evidence.near[:, :CANDIDATES], rest], axis=1)
+
+
 def position_points(
-    evidence: Evidence,
-    draws: np.ndarray,
-    centre: np.ndarray,
-    cost: Callable[[np.ndarray], np.ndarray] = np.sqrt,
+    tried: np.ndarray, draws: np.ndarray, cost: Callable[[np.ndarray], np.ndarray] = np.sqrt
 ) -> np.ndarray:
-    """The candidate (a neighbour's place, the head's, the centre of the training photos) from
-    which the cost of the distance, its root, is least on average, (Q, 3).
+    """The place of `tried` (Q, T, 3) from which the cost of the distance to the draws, its root, is
+    least on average, (Q, 3).
 
     Between two gambles: least expected distance runs to the middle of everything that is
     possible, least expected log distance bets on one near photo.
     """
-    middle = np.broadcast_to(centre, evidence.head.shape)
-    near = evidence.near[:, :CANDIDATES]
-    tried = np.concatenate([near, evidence.head[:, None], middle[:, None]], axis=1)
     chords = 2 - 2 * np.clip(tried @ draws.transpose(0, 2, 1), -1, 1)  # squared
     costs = cost(np.arcsin(np.sqrt(chords) / 2))  # of half the angle: no matter for the choice
-    return tried[np.arange(len(evidence)), costs.mean(axis=2).argmin(axis=1)]
+    return tried[np.arange(len(tried)), costs.mean(axis=2).argmin(axis=1)]
+
+
+def draw_ranges(tried: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, Ranges]:
+    """The best of the places `tried` (Q, T, 3) for densities on the sphere given by draws
+    (Q, DRAWS, 3), and how far from them their shares lie, km."""
+    points = position_points(tried, draws)
+    apart = density.arc_km(draws, points[:, None])
+    return points, Ranges(apart, np.full(apart.shape, 1 / DRAWS), np.zeros(apart.shape))

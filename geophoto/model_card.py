@@ -12,7 +12,7 @@ import numpy as np
 import density
 from geophoto.archives import numpy_again
 from geophoto.backbones import LITE0
-from geophoto.findings import HEADS, percent
+from geophoto.findings import HEADS, fuse_words, percent
 from geophoto.metrics import head_metrics
 from geophoto.photos import Photos, describe_groups
 
@@ -70,6 +70,8 @@ The file is named `best_gps_model.pth` in that folder.
 {testing}
 
 {results}
+
+Photos asked together (`--fuse`) {fuse}.
 """
 
 
@@ -114,6 +116,7 @@ def write_card(path: Path, content: dict, photos: Photos, weights: str | None) -
         else "The heads as ridge regression starts them: no epoch made them better",
         seed=settings["seed"], rate=settings["learning_rate"],
         testing=testing_of(content), results="\n".join(result_lines(content, photos)),
+        fuse="; ".join(fuse_words(*about) for about in content["densities"]["fuse"].items()),
     )  # fmt: skip
     with density.write_atomically(path.with_suffix(".md"), "w", encoding="utf-8") as file:
         file.write(text)

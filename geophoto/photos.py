@@ -60,6 +60,10 @@ class Photos:
     def placed(self) -> np.ndarray:
         return np.isfinite(self.lat)
 
+    @property
+    def folders(self) -> list[str]:
+        return [name.rpartition("/")[0] for name in self.names]
+
     def take(self, rows: np.ndarray) -> Photos:
         values: dict[str, Any] = {
             name: value[rows] if isinstance(value, np.ndarray) else [value[i] for i in rows]
@@ -81,10 +85,9 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
     unlikely = warned.map(lambda codes: "altitude_doubtful" in codes) | estimated
     unlikely |= ~table["gps_altitude"].between(*ALTITUDES)
     local = [read_moment(text) for text in table["datetime"]]
-    utc = [read_moment(text, in_utc=True) for text in table["datetime_utc"]]
     there = [read_moment(text) for text in table["datetime_at_place"]]
     clocks = [at_place or here for at_place, here in zip(there, local, strict=True)]
-    instants = [universal or here for universal, here in zip(utc, local, strict=True)]
+    seconds, camera = shots_of_cameras(table)
     tagged = table["orientation"].where(table["orientation_tag"].notna())
     files = [photo_file(image_dir, name) for name in table["filename"]]
     return Photos(
@@ -97,13 +100,21 @@ def photos_of(table: pd.DataFrame, image_dir: Path) -> Photos:
         orientation=tagged.map({c: i for i, c in enumerate(ORIENTATION_CLASSES)})
         .fillna(-1)
         .to_numpy(int),
-        seconds=np.array([seconds_since_1970(moment) for moment in instants], float),
-        camera=(table["camera_make"].fillna("") + " " + table["camera_model"].fillna("")).to_numpy(
-            str
-        ),
+        seconds=seconds,
+        camera=camera,
         files=files,
         tag=np.array([known_tag(value) for value in table["orientation_tag"]], int),
     )
+
+
+def shots_of_cameras(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row the instant in seconds, UTC where it is known (NaN = unknown), and the camera:
+    what bursts are found by."""
+    both = zip(table["datetime_utc"], table["datetime"], strict=True)
+    instants = [read_moment(utc, in_utc=True) or read_moment(local) for utc, local in both]
+    camera = table["camera_make"].fillna("") + " " + table["camera_model"].fillna("")
+    seconds = np.array([seconds_since_1970(moment) for moment in instants], float)
+    return seconds, camera.to_numpy(str)
 
 
 def read_moment(text: str | None, in_utc: bool = False) -> datetime | None:
@@ -168,9 +179,8 @@ def unusable_cells(table: pd.DataFrame) -> int:
 def split_photos(photos: Photos, kind: str, folds: int, seed: int) -> tuple[np.ndarray, dict]:
     """Deal photos into folds 0..folds-1 by whole groups, largest group first into the smallest
     fold; returns the fold of each photo and what the checkpoint keeps about the split."""
-    folder = [name.rpartition("/")[0] for name in photos.names]
     groups, radius_km, by = density.group_for_split(
-        photos.lat, photos.lon, photos.seconds, photos.camera, folder, 2 * folds
+        photos.lat, photos.lon, photos.seconds, photos.camera, photos.folders, 2 * folds
     )
     rng = np.random.default_rng(seed)
     units = groups if kind == "grouped" else np.arange(len(photos))

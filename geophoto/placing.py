@@ -16,11 +16,11 @@ import numpy as np
 import density
 from geophoto.baselines import SURE
 from geophoto.densities import LEVELS
-from geophoto.metrics import resampled_weights
-from geophoto.mixtures import CANDIDATES, DRAWS, Ranges, position_points
+from geophoto.mixtures import CANDIDATES, Ranges, draw_ranges
 from geophoto.products import ANYWHERE_KM, NEVER, Mixture, joined, product
+from geophoto.resampling import resampled_weights
 from geophoto.timelines import Anchors, Shots, Timeline
-from geophoto.voices import Evidence, Stack, softmax
+from geophoto.voices import Stack, softmax
 
 LEAST_PLACED = 10  # photos with a position, below which nothing can be learned
 STRETCH_GAP_S = 6 * 3600  # a pause that ends a stretch of photos
@@ -238,15 +238,11 @@ class Placer:
         draws, best = mixture.draws(), mixture.strongest(CANDIDATES)
         middle = self.timeline.places.mean(axis=0)
         middle = middle / max(np.linalg.norm(middle), 1e-12)
-        few = np.zeros((len(asked), 0))
-        tried = Evidence(few, best.centres, best.centres[:, 0], self.timeline.places,
-                         best.centres[:, 0], np.zeros(len(asked)))  # fmt: skip
-        points = position_points(tried, draws, middle)
-        apart = density.arc_km(draws, points[:, None])
-        even = np.full(apart.shape, 1 / DRAWS)
+        middle = np.broadcast_to(middle, (len(asked), 1, 3))
+        points, ranges = draw_ranges(np.concatenate([best.centres, middle], axis=1), draws)
         logs = np.stack([voice.log_at(points) for voice in told.voices], axis=1)
         carried = softmax(np.where(weights > 0, np.log(np.maximum(weights, 1e-300)) + logs, NEVER))
-        return told, points, Ranges(apart, even, np.zeros(apart.shape)), carried
+        return told, points, ranges, carried
 
     def answer(self, asked: np.ndarray) -> Answers:
         parts, within = [], self.sure_within_km

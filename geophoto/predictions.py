@@ -5,9 +5,10 @@ In: a checkpoint, photos. Out: answers with baselines; a frame of records, one f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,15 +22,18 @@ from geophoto.baselines import (
     trivial_answers,
 )
 from geophoto.checkpoints import rebuild
-from geophoto.densities import answers_of, likely_places
+from geophoto.densities import answers_of, gather_all, likely_places
 from geophoto.depth_network import estimate_depths, load_network, tensor_size
 from geophoto.devices import Precision, photo_threads
 from geophoto.features import bounded_map, depth_input, picture_inputs
 from geophoto.finetune import PhotoSet, predict_photos, predict_readable
+from geophoto.fusing import fuse_answers, groups_of, stretches
+from geophoto.labels import finish_row
 from geophoto.network import predict_upright, predict_views
 from geophoto.orientations import ORIENTATION_CLASSES, turn_upright
-from geophoto.photos import Photos
+from geophoto.photos import Photos, shots_of_cameras
 from geophoto.pictures import open_stored
+from geophoto.readers import read_blocks
 from geophoto.records import clock, place_names, place_rows, tidy
 from geophoto.verification import (
     JUDGED,
@@ -311,20 +315,43 @@ class Predictor:
         keys = parts[0] if parts else ()
         return {key: np.concatenate([part[key] for part in parts]) for key in keys}, failed
 
-    def answers(self, raw: dict[str, np.ndarray]) -> list[dict]:
-        """A record for each photo of `raw`, with its most likely places as a list."""
-        known = self.gallery, self.densities, self.normalisation
-        found: list[dict] = []
-        for start in range(0, len(raw["rows"]), TOGETHER):
-            part = {key: value[start : start + TOGETHER] for key, value in raw.items()}
-            answers, places = answers_of(part, *known), likely_places(part, *known)
+    def answers(
+        self, raw: dict[str, np.ndarray], fuse: str = "none",
+        company: list[np.ndarray] | None = None,
+    ) -> list[dict]:  # fmt: skip
+        """A record for each photo of `raw`, with its most likely places as a list. `fuse` is one of
+        densities.COMPANY, or none; `company` are rows of `raw` to be fused, see stretches."""
+        scale, found = self.normalisation, [dict[str, Any]()] * len(raw["rows"])
+        for parts in packed(company or np.split(np.arange(len(found)), len(found))):
+            rows = np.concatenate(parts)
+            part = {key: value[rows] for key, value in raw.items()}
+            gathered = gather_all(part, self.gallery, scale)
+            answers = answers_of(part, self.gallery, self.densities, scale, gathered)
+            position = self.densities["heads"]["gps"], gathered["gps"], answers["radius50_km"]
+            places = likely_places(*position, scale)
+            if fuse != "none":
+                local = np.split(np.arange(len(rows)), np.cumsum([len(one) for one in parts])[:-1])
+                known = self.densities, gathered, scale
+                answers, fused = fuse_answers(answers, fuse, local, *known)
+                places = [fused.get(i, own) for i, own in enumerate(places)]
             names = place_names(places)
-            found += [
-                photo_row(answers, i, part["chances"][i], int(part["turned"][i]), self.certainty)
-                | {"places": place_rows(places[i], names[i])}
-                for i in range(len(places))
-            ]
+            for i, row in enumerate(rows.tolist()):
+                about = part["chances"][i], int(part["turned"][i]), self.certainty
+                found[row] = photo_row(answers, i, *about)
+                found[row]["places"] = place_rows(places[i], names[i])
         return found
+
+
+def packed(parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The parts put together to at most TOGETHER rows, none of them cut."""
+    batch: list[np.ndarray] = []
+    for part in parts:
+        if batch and sum(map(len, batch)) + len(part) > TOGETHER:
+            yield batch
+            batch = []
+        batch.append(part)
+    if batch:
+        yield batch
 
 
 def photo_row(answers: dict, i: int, chances: np.ndarray, turned: int, certainty: float) -> dict:
@@ -339,30 +366,59 @@ def photo_row(answers: dict, i: int, chances: np.ndarray, turned: int, certainty
         "strangeness": "strangeness",
     }  # fmt: skip
     row = {name: answers[key][i] for name, key in names.items()}
+    fused = {
+        name: int(answers[f"{head}_fused"][i])
+        for head, name in (("gps", "position"), ("time", "time"), ("altitude", "altitude"))
+        if f"{head}_fused" in answers
+    }
     row |= {
         "time": clock(row["time"]),
         "orientation": ORIENTATION_CLASSES[int(chances.argmax())],
         "orientation_probability": chances.max(),
         "orientation_confident": bool(chances.max() >= certainty),
         "turned": bool(turned),
+        "fused_with": max(fused.values(), default=0),
+        "fused": ", ".join(name for name, count in fused.items() if count),
     }
     return {key: tidy(value) for key, value in row.items()}
 
 
+def company_of(names: list[str], files: list[Path], kind: str) -> list[np.ndarray]:
+    """Rows of the photos that are fused with each other, see fusing.stretches: by folder, or by
+    capture time and camera in their headers."""
+    import pandas as pd
+
+    folders = [str(file.absolute().parent) for file in files]
+    seconds, camera = np.full(len(files), np.nan), np.full(len(files), "")
+    if kind == "burst":
+        starts = range(0, len(files), TOGETHER)
+        paths: list[tuple[str, ...]] = [(str(file),) for file in files]
+        blocks = ((None, paths[i : i + TOGETHER]) for i in starts)
+        read = read_blocks(blocks, min(os.cpu_count() or 1, 8), lambda: None)
+        rows = [finish_row("", row) for _, raw in read for row in raw]
+        seconds, camera = shots_of_cameras(pd.DataFrame(rows, dtype=object))
+    return stretches(groups_of(kind, folders, seconds, camera), names)
+
+
 def predict_unlabelled(
     predictor: Predictor, files: list[tuple[str, Path]], bar: Callable,
-    say: Callable[[str], None] = density.silent,
+    say: Callable[[str], None] = density.silent, fuse: str = "none",
 ) -> pd.DataFrame:  # fmt: skip
     """Where, when, how high and which way up: one row for each photo (name, file) that can be
-    read. `attrs["left_out"]` names the others with reasons; `say` hears them."""
+    read. `attrs["left_out"]` names the others with reasons; `say` hears them. `fuse` is a kind of
+    densities.COMPANY, or none: answers of photos in company are then fused where that gains."""
     import pandas as pd
 
     raw, failed = predictor.look_at_all([file for _, file in files], bar)
     left_out = {files[row][0]: reason for row, reason in failed.items()}
     for name, reason in left_out.items():
         say(f"{name}: left out: {reason}")
-    found = predictor.answers(raw) if raw else []
-    names = [files[row][0] for row in raw.get("rows", ())]
+    asked = [files[row] for row in raw.get("rows", ())]
+    names = [name for name, _ in asked]
+    company = None
+    if fuse != "none" and raw:
+        company = company_of(names, [file for _, file in asked], fuse)
+    found = predictor.answers(raw, fuse, company) if raw else []
     pairs = zip(names, found, strict=True)
     frame = pd.DataFrame([{"filename": name, **row} for name, row in pairs])
     frame.attrs["left_out"] = left_out

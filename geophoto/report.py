@@ -21,6 +21,7 @@ from geophoto.findings import (
     HEADS,
     depth_findings,
     depth_summary,
+    fuse_finding,
     head_findings,
     percent,
     verdict_of,
@@ -337,7 +338,8 @@ def write_report(
          f"{distance_label(float(found['answers']['radius90_km'][i]))}: {Path(held.names[i]).name}"}
         for i in worst
     ]  # fmt: skip
-    answers = [*head_findings(metrics, best), depth_summary(difference), failing]
+    together = fuse_finding(metrics[best]["fuse"])
+    answers = [*head_findings(metrics, best), depth_summary(difference), together, failing]
     write_page(
         path, "report.html.j2", data=embed(data), pictures=embed(pictures),
         lead=about["lead"], method=about["method"], draws=about["draws"], facts=about["facts"],

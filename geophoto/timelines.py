@@ -83,7 +83,6 @@ def shots_of(table: pd.DataFrame, photos: Photos) -> Shots:
     )  # fmt: skip
     cameras, camera = np.unique(np.array([c.strip() for c in photos.camera], str),
                                 return_inverse=True)  # fmt: skip
-    folders = [name.rpartition("/")[0] for name in photos.names]
     nowhere = np.full((len(photos), 3), np.nan)
     return Shots(
         names=photos.names,
@@ -92,7 +91,7 @@ def shots_of(table: pd.DataFrame, photos: Photos) -> Shots:
         utc=utc,
         by_place=(table["utc_source"] == "position_timezone").to_numpy(),
         camera=camera,
-        folder=np.unique(folders, return_inverse=True)[1],
+        folder=np.unique(photos.folders, return_inverse=True)[1],
         cameras=cameras.tolist(),
         picture=nowhere,
         radius=nowhere[:, :2],

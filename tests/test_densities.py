@@ -190,7 +190,9 @@ def test_answers_are_finite_and_their_intervals_grow(with_gallery):
     for name in ("radius{}_km", "time{}_minutes", "altitude{}_m"):
         assert (answers[name.format(90)] >= answers[name.format(50)]).all()
     assert ((answers["minutes"] >= 0) & (answers["minutes"] < 1440)).all()
-    places = densities.likely_places(make_prediction(9, 3), gallery, every, SCALE)
+    evidence = densities.gather_evidence("gps", make_prediction(9, 3), gallery, SCALE)
+    asked = evidence, answers["radius50_km"], SCALE
+    places = densities.likely_places(every["heads"]["gps"], *asked)
     assert all(sum(chance for *_, chance in found) <= 1 + 1e-9 for found in places)
 
 
@@ -211,7 +213,8 @@ def test_what_was_never_learned_is_never_answered(missing):
     for name in (name for names in silent.values() for name in names):
         assert np.isfinite(answers[name]).all(), name
     if missing == "lat":
-        assert densities.likely_places(make_prediction(5), gallery, every, SCALE) == [[]] * 5
+        evidence = densities.gather_evidence("gps", make_prediction(5), gallery, SCALE)
+        assert densities.likely_places(None, evidence, answers["lat"], SCALE) == [[]] * 5
 
 
 @pytest.mark.parametrize("with_gallery", [True, False])

@@ -16,6 +16,7 @@ import depth_map_generator
 import evaluate_gps_model
 import gps_orientation_trainer as trainer
 from geophoto import archives, checkpoints
+from geophoto.densities import COMPANY
 from geophoto.depth_maps import load_depth_map, read_depth_model
 
 # ---------------------------------------------------------------- flipped bits
@@ -134,8 +135,10 @@ def test_altered_checkpoints_answer_or_are_refused_with_one_line(trained, model,
             continue
         accepted += 1
         predictor = Predictor(read, model.parent, "fp32", 0.6)
-        raw, failed = predictor.look_at_all([photo], lambda items, **_: items)
-        assert len(predictor.answers(raw)) == 1 and not failed, (path, wrong)
+        raw, failed = predictor.look_at_all([photo, photo], lambda items, **_: items)
+        for kind in COMPANY:
+            answers = predictor.answers(raw, kind, [np.arange(2)])
+            assert len(answers) == 2 and not failed, (path, wrong)
     assert seen > 10 and accepted < seen / 5, (seen, accepted)
     shutil.copy(trained.checkpoints / model.name, model)
     private = archives.load(trained.checkpoints / "best_gps_model_rgb.private.pth")

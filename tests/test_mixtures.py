@@ -129,5 +129,6 @@ def test_the_point_is_neither_a_gamble_nor_the_middle_of_nowhere():
         evidence = Evidence(np.array([[0.9, 0.5]]), np.stack([one, crowd])[None],
                             density.unit_vectors(47.0, 8.0)[None], crowd[None], one[None],
                             np.ones(1))  # fmt: skip
-        point = mixtures.position_points(evidence, draws[None], density.unit_vectors(47.0, 8.5))
+        tried = mixtures.candidates(evidence, density.unit_vectors(47.0, 8.5))
+        point = mixtures.position_points(tried, draws[None])
         assert (point[0] == expected).all()
