@@ -132,14 +132,8 @@ def train_models(
         scores[name] = checkpoint["metrics"]["score"]
         checkpoint["split"]["left_out"] = unmapped | checkpoint["split"].get("left_out", {})
         if rank() == 0:
-            content = {
-                "format": checkpoints.FORMAT,
-                "model": {k: v.cpu() for k, v in network.state_dict().items()},
-                "model_config": network.config,
-                "settings": {**options, "inputs": name, "identity": identity},
-                "table_sha256": table_sha256,
-                **checkpoint,
-            }
+            settings = {**options, "inputs": name, "identity": identity}
+            content = content_of(network, settings, table_sha256, checkpoint)
             if not options["gallery"]:
                 content = sharing.without_gallery(content, photos.lat, photos.lon)
             model_card.write_card(target, content, photos, weights)
@@ -148,6 +142,18 @@ def train_models(
     if rank() == 0:
         name_the_better(checkpoint_dir, scores)
     print(next_command("evaluate_gps_model", data_dir, image_dir, checkpoint_dir))
+
+
+def content_of(network, settings: dict, table_sha256: str, found: dict) -> dict:
+    """What a checkpoint holds, from what a training has found."""
+    return {
+        "format": checkpoints.FORMAT,
+        "model": {k: v.cpu() for k, v in network.state_dict().items()},
+        "model_config": network.config,
+        "settings": settings,
+        "table_sha256": table_sha256,
+        **found,
+    }
 
 
 def start_network(

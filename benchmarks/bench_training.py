@@ -176,12 +176,11 @@ def run(count: int, epochs: int) -> None:
         found = trainer.train_frozen(
             data.photos, "rgb", network, paths, precision, options, "bench"
         )
-        checkpoints.write_checkpoint(folder / "best_gps_model_rgb.pth", {
-            "format": checkpoints.FORMAT, "model": network.state_dict(),
-            "model_config": network.config,
-            "settings": {**options, "inputs": "rgb", "identity": 64 * "0"},
-            "table_sha256": file_sha256(folder / "exif_data.json"), **found,
-        })  # fmt: skip
+        settings = {**options, "inputs": "rgb", "identity": 64 * "0", "weights": 64 * "0"}
+        content = trainer.content_of(
+            network, settings, file_sha256(folder / "exif_data.json"), found
+        )
+        checkpoints.write_checkpoint(folder / "best_gps_model_rgb.pth", content)
         clock.turn()
         trained, busy = sum(clock.seconds.values()), sum(clock.busy.values())
         evaluate_gps_model.evaluate(
