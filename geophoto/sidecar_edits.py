@@ -1,23 +1,76 @@
-"""XMP sidecars written: new ones, properties put into those that exist, and taken out again.
+"""XMP sidecars written: those that exist, new ones, properties put in, and taken out again.
 
-In: properties by name, the bytes of a sidecar. Out: bytes; what stood there before stays as it was,
-byte for byte. ValueError with the reason where that cannot be done.
+In: photos, properties by name, the bytes of a sidecar. Out: bytes; what stood there before stays as
+it was, byte for byte. ValueError with the reason where that cannot be done.
 """
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from xml.sax.saxutils import escape, quoteattr
 
 from geophoto.containers import MAX_XMP_BYTES
 from geophoto.packets import parse_xmp
-from geophoto.sidecars import SIDECAR_NAMES
+from geophoto.positions import fix_of_xmp
+from geophoto.sidecars import SIDECAR_NAMES, match, read_sidecar
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 SPACES = {"exif": "http://ns.adobe.com/exif/1.0/",
           "photoshop": "http://ns.adobe.com/photoshop/1.0/"}  # fmt: skip
 MARKS = ("exif:GPSLatitude", "exif:GPSLongitude", "exif:GPSHPositioningError",
          "exif:GPSProcessingMethod")  # fmt: skip
+
+# ---------------------------------------------------------------- those that exist
+
+
+class Sidecars:
+    """The XMP sidecars beside the photos of a library, every folder listed once."""
+
+    def __init__(self, photos: Iterable[str]) -> None:
+        self.photos: dict[str, list[str]] = {}  # names by folder
+        for path in photos:
+            self.photos.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+        self.listed: dict[Path, dict[str, list[str]]] = {}  # names by their letters' case folded
+        self.matched: dict[tuple[Path, str], dict[str, tuple[str, str]]] = {}
+
+    def there(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self.listed:
+            found = self.listed[folder] = {}
+            for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
+                if name.lower().endswith(".xmp"):
+                    found.setdefault(name.casefold(), []).append(name)
+        return self.listed[folder]
+
+    def place_known(self, folder: Path, name: str) -> bool:
+        """Whether a sidecar that may be a photo's, <name>.<ext>.xmp or <stem>.xmp, holds a position
+        of this very photo, be it half a one or an estimate."""
+        for spelled in {f"{name}.xmp".casefold(), f"{os.path.splitext(name)[0]}.xmp".casefold()}:
+            for sidecar in self.there(folder).get(spelled, ()):
+                fix = fix_of_xmp(read_sidecar(str(folder / sidecar), name)[0], "sidecar")
+                if fix.place is not None or fix.warnings:
+                    return True
+        return False
+
+    def own(self, folder: Path, file: Path) -> Path | None:
+        """The sidecar in a folder that is this photo's and not one of its siblings'."""
+        about = folder, str(file.parent)
+        if about not in self.matched:
+            names = [name for some in self.there(folder).values() for name in some]
+            self.matched[about] = match(self.photos[about[1]], names)
+        own = self.matched[about].get(file.name, ("", ""))[0]
+        if not own:
+            return None
+        if own.casefold() != f"{file.name}.xmp".casefold():
+            content = (folder / own).read_bytes()[:MAX_XMP_BYTES]
+            told = parse_xmp(content, {"photoshop:SidecarForExtension"})[0]
+            meant = told.get("photoshop:SidecarForExtension", "").lstrip(".").casefold()
+            if meant not in ("", file.suffix[1:].casefold()):
+                return None
+        return folder / own
+
 
 # ---------------------------------------------------------------- new
 

@@ -27,8 +27,8 @@ from geophoto.labels import read_photo
 from geophoto.packets import parse_xmp
 from geophoto.pictures import scan
 from geophoto.positions import Fix, fix_of_gps, fix_of_xmp
-from geophoto.sidecar_edits import cut_block, extend_sidecar, new_sidecar, xmp_degrees
-from geophoto.sidecars import SIDECAR_NAMES, match, read_sidecar
+from geophoto.sidecar_edits import Sidecars, cut_block, extend_sidecar, new_sidecar, xmp_degrees
+from geophoto.sidecars import SIDECAR_NAMES
 from geophoto.tags import read_exif
 
 if TYPE_CHECKING:
@@ -78,56 +78,25 @@ def xmp_properties(item: Item, method: str) -> dict[str, str]:
 # ---------------------------------------------------------------- plan
 
 
-def sidecars_of(folder: Path, name: str) -> list[Path]:
-    """Every XMP sidecar that may be a photo's in a folder: <name>.<ext>.xmp or <stem>.xmp, in any
-    case of their letters."""
-    wanted = (f"{name}.xmp".casefold(), f"{os.path.splitext(name)[0]}.xmp".casefold())
-    if not folder.is_dir():
-        return []
-    return [folder / entry for entry in sorted(os.listdir(folder)) if entry.casefold() in wanted]
-
-
-def position_in(path: Path, name: str) -> bool:
-    """Whether a sidecar of this very photo holds a position, be it half a one or an estimate."""
-    fix = fix_of_xmp(read_sidecar(str(path), name)[0], "sidecar")
-    return fix.place is not None or bool(fix.warnings)
-
-
-def own_sidecar(folder: Path, name: str, siblings: list[str]) -> Path | None:
-    """The sidecar in a folder that is this photo's and not one of its siblings'."""
-    there = os.listdir(folder) if folder.is_dir() else []
-    found = match(siblings, [entry for entry in there if entry.lower().endswith(".xmp")])
-    own = found.get(name, ("", ""))[0]
-    if not own:
-        return None
-    if own.casefold() != f"{name}.xmp".casefold():
-        content = (folder / own).read_bytes()[:MAX_XMP_BYTES]
-        told = parse_xmp(content, {"photoshop:SidecarForExtension"})[0]
-        meant = told.get("photoshop:SidecarForExtension", "").lstrip(".").casefold()
-        if meant not in ("", name.rpartition(".")[2].casefold()):
-            return None
-    return folder / own
-
-
-def plan_sidecar(item: Item, file: Path, folder: Path, siblings: list[str]) -> None:
+def plan_sidecar(item: Item, file: Path, folder: Path, sidecars: Sidecars) -> None:
     """Say which sidecar is made or extended, or why none is."""
     places = (folder, file.parent)
-    if any(position_in(path, file.name) for at in places for path in sidecars_of(at, file.name)):
+    if any(sidecars.place_known(at, file.name) for at in places):
         item.why = "a sidecar has a position already"
         return
-    own = next(filter(None, (own_sidecar(at, file.name, siblings) for at in places)), None)
+    own = next(filter(None, (sidecars.own(at, file) for at in places)), None)
     if own:
         item.action, item.source, item.target = "extend sidecar", str(own), str(folder / own.name)
     else:
         item.action, item.target = "new sidecar", str(folder / f"{file.name}.xmp")
 
 
-def plan_copy(item: Item, file: Path, folder: Path, siblings: list[str]) -> None:
+def plan_copy(item: Item, file: Path, folder: Path, sidecars: Sidecars) -> None:
     """Say who writes the copy, or why there is none."""
     photo, target = read_container(Bytes(file.read_bytes())), folder / file.name
     if photo.kind not in COPIED:
         item.why = f"no copies of {photo.kind or 'this format'}: write a sidecar"
-    elif any(position_in(path, file.name) for path in sidecars_of(file.parent, file.name)):
+    elif sidecars.place_known(file.parent, file.name):
         item.why = "a sidecar has a position already"
     elif os.path.lexists(target):
         item.why = f"{target} exists"
@@ -145,9 +114,7 @@ def plan(
     confident ones, unless `every`. An existing position is never replaced. Nothing is written yet.
     """
     listing = dict(scan(image_dir).files())
-    siblings: dict[str, list[str]] = {}
-    for paths in listing.values():
-        siblings.setdefault(os.path.dirname(paths[0]), []).append(os.path.basename(paths[0]))
+    sidecars = Sidecars(paths[0] for paths in listing.values())
     items = []
     for row in answers.to_dict("records"):
         high = row.get("altitude_m")
@@ -169,9 +136,8 @@ def plan(
             item.why = "an estimate is written already" if estimate else "it has a position already"
             continue
         item.properties = xmp_properties(item, method)
-        file = Path(paths[0])
         choose = plan_sidecar if kind == "sidecar" else plan_copy
-        choose(item, file, folder / Path(item.filename).parent, siblings[os.path.dirname(paths[0])])
+        choose(item, Path(paths[0]), folder / Path(item.filename).parent, sidecars)
     return items
 
 
@@ -377,10 +343,13 @@ def write_list(journal: Path, entries: list[dict]) -> None:
 
 def sweep(entries: list[dict]) -> None:
     """Remove what a killed run left half-written beside the files of the list."""
+    tags: dict[Path, set[str]] = {}
     for path in (Path(entry["path"]) for entry in entries):
-        tag = zlib.crc32(os.fsencode(path.name))
-        for stray in path.parent.glob(f".*.{tag:08x}.*.tmp"):
-            stray.unlink(missing_ok=True)
+        tags.setdefault(path.parent, set()).add(f"{zlib.crc32(os.fsencode(path.name)):08x}")
+    for folder, known in tags.items():
+        for stray in folder.glob(".*.tmp"):
+            if stray.name.split(".")[-3] in known:
+                stray.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- undo
