@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -88,7 +87,7 @@ class Training:
 
     def watch(self) -> int:
         """Train until the end or Stop, the curves drawn again whenever metrics.csv changes; returns
-        the exit code (130: stopped). Raises ValueError with its last line when it failed."""
+        the exit code (143: stopped). Raises ValueError with its last line when it failed."""
         import ipywidgets
         from IPython.display import display
 
@@ -129,13 +128,11 @@ class Training:
             )  # fmt: skip
 
     def stop(self) -> None:
-        """Ctrl-C for the trainer; nothing when it has ended."""
+        """End the trainer, as Ctrl-C does; nothing when it has ended. Not by Ctrl-C's own signal: a
+        Jupyter that was started in the background hands down to ignore that."""
         self.stopped = True
         if self.process and self.process.poll() is None:
-            if os.name == "nt":  # it has no Ctrl-C for one process; files are whole all the same
-                self.process.terminate()
-            else:
-                self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
 
     def signs(self) -> tuple:
         """What changes when there is something new to show."""

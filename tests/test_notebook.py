@@ -36,7 +36,7 @@ def test_a_training_is_followed_stopped_and_goes_on(trained, tmp_path):
     follow(training, lambda: training.share() > 0)
     state = training.state()
     training.stop()  # at once: the first picture takes as long as this whole training
-    assert training.process.wait(60) == 130
+    assert training.process.wait(60) == 143
     assert "fold" in state and len(training.draw().axes[0].lines) > 0
     assert "run the cell again" in training.state() and training.share() < 1
     training.process = training.start()
