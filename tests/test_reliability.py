@@ -417,7 +417,7 @@ def test_the_same_seed_with_more_threads_moves_last_digits_alone(runs):
     figures = [numbers_of(json.loads(run["e/metrics.json"])) for run in (one, two)]
     assert figures[0].keys() == figures[1].keys()
     for place, value in figures[0].items():
-        if not BY_RANK.search(place):  # which are others where two of nearly one width change places
+        if not BY_RANK.search(place):  # others, where two of nearly one width change places
             assert figures[1][place] == pytest.approx(value, rel=2e-3, abs=1e-6), place
     epochs = [untimed(run["c/metrics.csv"]) for run in (one, two)]
     for left, right in zip(*epochs, strict=True):
