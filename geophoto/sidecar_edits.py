@@ -30,11 +30,11 @@ class Sidecars:
     """The XMP sidecars beside the photos of a library, every folder listed once."""
 
     def __init__(self, photos: Iterable[str]) -> None:
-        self.photos: dict[str, list[str]] = {}  # names by folder
-        for path in photos:
-            self.photos.setdefault(os.path.dirname(path), []).append(os.path.basename(path))
+        self.photos: dict[Path, list[str]] = {}  # names by folder
+        for file in map(Path, photos):
+            self.photos.setdefault(file.parent, []).append(file.name)
         self.listed: dict[Path, dict[str, list[str]]] = {}  # names by their letters' case folded
-        self.matched: dict[tuple[Path, str], dict[str, tuple[str, str]]] = {}
+        self.matched: dict[tuple[Path, Path], dict[str, tuple[str, str]]] = {}
 
     def there(self, folder: Path) -> dict[str, list[str]]:
         if folder not in self.listed:
@@ -56,10 +56,10 @@ class Sidecars:
 
     def own(self, folder: Path, file: Path) -> Path | None:
         """The sidecar in a folder that is this photo's and not one of its siblings'."""
-        about = folder, str(file.parent)
+        about = folder, file.parent
         if about not in self.matched:
             names = [name for some in self.there(folder).values() for name in some]
-            self.matched[about] = match(self.photos[about[1]], names)
+            self.matched[about] = match(self.photos[file.parent], names)
         own = self.matched[about].get(file.name, ("", ""))[0]
         if not own:
             return None
@@ -67,7 +67,7 @@ class Sidecars:
             content = (folder / own).read_bytes()[:MAX_XMP_BYTES]
             told = parse_xmp(content, {"photoshop:SidecarForExtension"})[0]
             meant = told.get("photoshop:SidecarForExtension", "").lstrip(".").casefold()
-            if meant not in ("", file.suffix[1:].casefold()):
+            if meant not in ("", file.name.rpartition(".")[2].casefold()):
                 return None
         return folder / own
 

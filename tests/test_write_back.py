@@ -594,6 +594,18 @@ def test_the_table_has_a_row_for_every_photo(images):
     assert list(table.columns[:3]) == ["filename", "action", "target"]
 
 
+def test_photos_of_the_working_folder_are_planned_too(images, monkeypatch):
+    """Their paths begin with "./", which pathlib drops."""
+    below = images / "sub"
+    below.mkdir()
+    photo = next(images.glob("*.jpg"))
+    photo.rename(below / photo.name)
+    monkeypatch.chdir(images)
+    told = answers([f"sub/{photo.name}"])
+    (item,) = plan(told, Path("."), Path("."), "sidecar", METHOD, True)
+    assert item.action == "new sidecar" and item.target == f"sub/{photo.name}.xmp"
+
+
 def test_a_folder_is_listed_once_however_many_photos_it_holds(images, monkeypatch):
     """Else twenty thousand photos of one folder take half an hour."""
     listed: list[str] = []
