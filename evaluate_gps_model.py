@@ -31,7 +31,8 @@ import density  # before NumPy and torch: see there
 import numpy as np
 
 from density import distance_label, progress
-from geophoto.findings import findings, fuse_words, fused
+from geophoto.findings import findings, fuse_words
+from geophoto.fusing import fused
 from geophoto.metrics import head_metrics, paired_difference
 from geophoto.photos import describe_groups, photos_of
 from geophoto.pictures import MEGAPIXELS, limit_pixels, list_photos

@@ -227,11 +227,16 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
             tables.append(np.stack([shares, width, error, plain[: len(some)]]))
             plain = plain[len(some) :]
     shares, width, error, plain = np.concatenate(tables, axis=1)
-    levels = np.quantile(shares, np.minimum(np.array(LEVELS) * (1 + 1 / len(shares)), 1)).tolist()
+    levels = np.quantile(shares, wanted_levels(len(shares))).tolist()
     below, reached = confident_below(head, width, error, plain)
     return dataclasses.replace(
         whole, levels=(levels[0], levels[1]), sure_below=below, sure_error=reached
     )
+
+
+def wanted_levels(count: int) -> np.ndarray:
+    """Which quantiles of `count` held-out shares hold LEVELS of new photos (split conformal)."""
+    return np.minimum(np.array(LEVELS) * (1 + 1 / count), 1)
 
 
 def fit_densities(asked: list[tuple[dict, dict | None, Photos, Normalisation]]) -> dict:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 
 from density import distance_label
+from geophoto.fusing import fused
 from geophoto.plots import TITLES
 from geophoto.resampling import FEW_GROUPS
 
@@ -228,11 +229,6 @@ def fuse_words(kind: str, choices: dict) -> str:
     told = gain + [f"no clear gain for {', '.join(none)}"] * bool(none)
     told += [f"{', '.join(alone)} better alone"] * bool(alone)
     return f"by {kind}: {'; '.join(told) or 'not measured, no held-out photo had company'}"
-
-
-def fused(choice: dict | None) -> bool:
-    """Whether answers of photos in company are fused, as that was found to gain."""
-    return choice is not None and choice["exponent"] is not None
 
 
 def fuse_finding(fuse: dict) -> dict:

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from geophoto.densities import (
     distance_of,
     gather_all,
     space_of,
+    wanted_levels,
 )
 from geophoto.mixtures import DRAWS, Grid, Ranges, candidates, choose, draw_ranges, grid_ranges
 from geophoto.photos import Photos
@@ -183,10 +184,11 @@ def choose_fusing(
     """What a checkpoint keeps of it, by kind and head, from judge_fused of all photos: `part` (N,)
     numbers their folds, `groups` (N,) those of the split."""
     found: dict[str, dict] = {}
-    for kind, head in itertools.product(COMPANY, NAMES):
+    for kind in COMPANY:
         units = groups, groups_of(kind, photos.folders, photos.seconds, photos.camera)
-        table = judged[f"{kind}_{head}"]
-        found.setdefault(kind, {})[head] = choose_exponent(head, table, part, units)
+        found[kind] = {
+            head: choose_exponent(head, judged[f"{kind}_{head}"], part, units) for head in NAMES
+        }
     return found
 
 
@@ -218,7 +220,7 @@ def choose_exponent(
     best = int(costs.mean(axis=0).argmin())
     clear = best > 0 and high < 0 and fewest >= FEW_GROUPS
     shares = table[rows, count + max(best, 1)]
-    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / fewest), 1)  # as if a unit were one photo
+    wanted = wanted_levels(fewest)  # as if a unit were one photo
     relative = np.expm1 if head == "gps" else lambda by: by / max(costs[:, 0].mean(), 1e-9)
     change, *limits = (float(relative(by)) for by in (gain.mean(), low, high))
     return {
@@ -229,6 +231,11 @@ def choose_exponent(
 
 
 # ---------------------------------------------------------------- answers
+
+
+def fused(choice: dict | None) -> TypeGuard[dict]:
+    """Whether answers of photos in company are fused, as that was found to gain."""
+    return choice is not None and choice["exponent"] is not None
 
 
 def fuse_answers(
@@ -243,18 +250,18 @@ def fuse_answers(
     for head, choice in densities["fuse"][kind].items():
         fused_with = found[f"{head}_fused"] = np.zeros(len(found["strangeness"]), int)
         one = densities["heads"][head]
-        if one is None or choice is None or choice["exponent"] is None:
+        if one is None or not fused(choice):
             continue
         for rows in (rows for rows in parts if len(rows) > 1):
             members = gathered[head].take(rows)
-            fused = fuse(head, one, members, normalisation, (choice["exponent"],))
-            half, most = (fused.ranges.distances(level) for level in choice["levels"])
-            width = np.maximum(most, fused.ranges.distances(LEVELS[1]))  # the more cautious one
-            answer = one.judge(head, fused.points, half, most, width, members)
+            told = fuse(head, one, members, normalisation, (choice["exponent"],))
+            half, most = (told.ranges.distances(level) for level in choice["levels"])
+            width = np.maximum(most, told.ranges.distances(LEVELS[1]))  # the more cautious one
+            answer = one.judge(head, told.points, half, most, width, members)
             for name, values in answer_columns(head, answer, normalisation).items():
                 found[name][rows] = values
             fused_with[rows] = len(rows) - 1
             if head == "gps":
-                about = fused.tried, fused.draws[0], 0.5 * float(answer["half50"][0]), MOST_PLACES
+                about = told.tried, told.draws[0], 0.5 * float(answer["half50"][0]), MOST_PLACES
                 places |= dict.fromkeys(rows.tolist(), density.distinct_places(*about))
     return found, places

@@ -15,7 +15,7 @@ import numpy as np
 
 import density
 from geophoto.baselines import SURE
-from geophoto.densities import LEVELS
+from geophoto.densities import LEVELS, wanted_levels
 from geophoto.mixtures import CANDIDATES, Ranges, draw_ranges
 from geophoto.products import ANYWHERE_KM, NEVER, Mixture, joined, product
 from geophoto.resampling import resampled_weights
@@ -371,7 +371,7 @@ def settle(
 def careful_levels(share: np.ndarray, stretch: np.ndarray) -> np.ndarray:
     """Shares of the densities that held LEVELS of the hidden photos, and one standard error more,
     by a bootstrap of stretches: those are few however many photos they hold."""
-    wanted = np.minimum(np.array(LEVELS) * (1 + 1 / len(share)), 1)
+    wanted = wanted_levels(len(share))
     found = [np.quantile(share, wanted, weights=times, method="inverted_cdf")
              for times in resampled_weights(stretch, RESAMPLES, 0)]  # fmt: skip
     return np.quantile(found, ONE_ERROR, axis=0)

@@ -7,6 +7,7 @@ stacked on photos that were held out.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar
@@ -27,7 +28,7 @@ PSEUDO_COUNT = 0.5  # of every kernel, so that none is ruled out by few photos
 # ---------------------------------------------------------------- kernels
 
 
-class Space:
+class Space(abc.ABC):
     """Where the labels of a head live: how far two of them are apart, kernels of a width."""
 
     NEAR: ClassVar[tuple[float, ...]]
@@ -35,8 +36,9 @@ class Space:
     PRIOR: ClassVar[tuple[float, ...]]
     log_floor: float
 
+    @abc.abstractmethod
     def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Distance of two values, which broadcast."""
 
     def log_at(self, apart: np.ndarray, width: float) -> np.ndarray:
         """Log density of a kernel so far from its middle."""
