@@ -55,7 +55,10 @@ class PixelCache:
     def map(self, name: str, shape: tuple) -> np.memmap:
         file = self.about[0] / f"{name}.raw"
         with file.open("ab") as handle:
-            handle.truncate(math.prod(shape))  # sparse: takes space as photos come
+            if hasattr(os, "posix_fallocate"):  # sparse, it kills us on a disk that fills
+                os.posix_fallocate(handle.fileno(), 0, math.prod(shape))
+            else:
+                handle.truncate(math.prod(shape))
         return np.memmap(file, np.uint8, "r+", shape=shape)
 
     def pixels(self, row: int, decode: Callable[[], tuple]) -> tuple[np.ndarray, np.ndarray]:
@@ -71,12 +74,13 @@ def pixel_cache(
     """The cache if all photos fit in so many GB and on the disk, otherwise None and a line."""
     needed = len(photos) * size * size * 3 * 1.25 / 1e9
     folder.mkdir(parents=True, exist_ok=True)
-    room = min(limit_gb, 0.9 * shutil.disk_usage(folder).free / 1e9)
+    states = [(str(file), *file_stamp(file)) for file in photos.files]
+    about = [states, photos.tag.tolist()]
+    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    current = folder / f"pixels-{size}-{key}"
+    taken = sum(file.stat().st_size for file in current.glob("*.raw"))  # by an earlier run
+    room = min(limit_gb, (0.9 * shutil.disk_usage(folder).free + taken) / 1e9)
     if needed <= room:
-        states = [(str(file), *file_stamp(file)) for file in photos.files]
-        about = [states, photos.tag.tolist()]
-        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        current = folder / f"pixels-{size}-{key}"
         for other in folder.glob("pixels-*"):  # of photos or a size no longer asked for
             if other != current:
                 shutil.rmtree(other, ignore_errors=True)

@@ -93,6 +93,19 @@ def test_too_small_a_cache_is_said(photo_set, capsys):
     assert "--cache-gb and the disk allow 0.0" in capsys.readouterr().out
 
 
+def test_a_cache_has_its_room_from_the_start_and_keeps_it(photo_set, tmp_path, monkeypatch):
+    """So that a disk that fills later neither kills the process nor empties the cache's place."""
+    photos, _ = read_photos(photo_set.data, photo_set.images)
+    made = finetune.pixel_cache(photos, 64, tmp_path, 1.0)
+    if hasattr(os, "posix_fallocate"):
+        for file in made.about[0].glob("*.raw"):
+            assert file.stat().st_blocks * 512 >= file.stat().st_size
+    full = finetune.shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(finetune.shutil, "disk_usage", lambda _: full)
+    assert finetune.pixel_cache(photos, 64, tmp_path, 1.0).about == made.about
+    assert finetune.pixel_cache(photos, 32, tmp_path, 1.0) is None
+
+
 TOGETHER = """
 import sys
 sys.path.insert(0, {root!r})
