@@ -114,15 +114,17 @@ class HeadTrainer:
     def project(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The axes of all photos (N, hidden) and of their six views (N, 6, hidden), once for all
         epochs and predictions."""
-        axes: list[torch.Tensor] = []
-        views: list[torch.Tensor] = []
-        for part in torch.arange(len(self.data.photos)).split(256):
+        count, hidden = len(self.data.photos), self.options["hidden"]
+        # made whole: parts kept between features that come and go would break the memory up
+        axes = torch.empty(count, hidden)
+        views = torch.empty(count, len(ORIENTATION_CLASSES), hidden)
+        for part in torch.arange(count).split(256):
             for found, name, features in (
                 (axes, "pooled", torch.from_numpy(self.data.pooled(part.numpy()))),
                 (views, "grid", self.data.grids(part.numpy())),
             ):
-                found.append(self.heads.project(name, features.to(self.precision.device)).cpu())
-        return torch.cat(axes), torch.cat(views)
+                found[part] = self.heads.project(name, features.to(self.precision.device)).cpu()
+        return axes, views
 
     @staticmethod
     def ridge(axes: torch.Tensor, wanted: np.ndarray, middle: Any = None):
