@@ -49,6 +49,7 @@ PARTS = (  # what is timed: whose, name, part of the work; an inner part does no
     (frozen.HeadTrainer, "train", "rehearsals, training"),
     (frozen, "fit_densities", "densities"),
     (frozen, "hold_out", "densities"),
+    (frozen, "judge_held_out", "claims judged"),
     (frozen, "judge_fused", "densities"),
     (frozen, "final_densities", "densities"),
     (frozen.HeadTrainer, "gallery", "densities"),

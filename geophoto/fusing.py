@@ -135,7 +135,7 @@ def log_densities(
     for j, shares in enumerate(members.shares(one.stack.temperature)):
         own = speak(0, members.near[j], shares), speak(1, members.head[j : j + 1], np.ones(1))
         found.append(np.hstack([*own, prior]) @ weights[j, :-1])
-    return np.log(np.stack(found) + weights[:, -1:] * np.exp(space.log_floor))
+    return np.log(np.maximum(np.stack(found) + weights[:, -1:] * np.exp(space.log_floor), 1e-300))
 
 
 # ---------------------------------------------------------------- the choice
