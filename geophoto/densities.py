@@ -36,6 +36,7 @@ from geophoto.voices import (
     Sphere,
     Stack,
     fit_stack,
+    log_of,
     voice_of,
 )
 
@@ -432,7 +433,7 @@ def log_likelihoods(one: HeadDensity, evidence: Evidence, space: Space) -> dict:
     """Log densities (Q,) at the truths, per km², minute or unit of the altitude target: of the
     density, and of its best kernel on the head's point and on the training labels alone."""
     logs, voice = evidence.kernel_logs(space, one.stack.temperature), voice_of(space)
-    weights = np.log(np.maximum(one.weights(evidence, space), 1e-300))
+    weights = log_of(one.weights(evidence, space))
     found = {"posterior": np.logaddexp.reduce(weights + logs, axis=1)}
     for name, number in (("head", 1), ("positions", 2)):
         best = np.argmax(np.where(voice == number, one.stack.offset, -np.inf))

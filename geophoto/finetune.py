@@ -55,7 +55,7 @@ class PixelCache:
     def map(self, name: str, shape: tuple) -> np.memmap:
         file = self.about[0] / f"{name}.raw"
         with file.open("ab") as handle:
-            if hasattr(os, "posix_fallocate"):  # sparse, it kills us on a disk that fills
+            if hasattr(os, "posix_fallocate"):  # a sparse map on a full disk: SIGBUS
                 os.posix_fallocate(handle.fileno(), 0, math.prod(shape))
             else:
                 handle.truncate(math.prod(shape))
@@ -75,8 +75,7 @@ def pixel_cache(
     needed = len(photos) * size * size * 3 * 1.25 / 1e9
     folder.mkdir(parents=True, exist_ok=True)
     states = [(str(file), *file_stamp(file)) for file in photos.files]
-    about = [states, photos.tag.tolist()]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([states, photos.tag.tolist()]).encode()).hexdigest()[:16]
     current = folder / f"pixels-{size}-{key}"
     taken = sum(file.stat().st_size for file in current.glob("*.raw"))  # by an earlier run
     room = min(limit_gb, (0.9 * shutil.disk_usage(folder).free + taken) / 1e9)

@@ -35,7 +35,7 @@ from geophoto.mixtures import DRAWS, Grid, Ranges, candidates, choose, draw_rang
 from geophoto.photos import Photos
 from geophoto.resampling import FEW_GROUPS, interval, weighted_mean
 from geophoto.targets import Normalisation
-from geophoto.voices import Evidence, Sphere, log_sum, softmax, voice_of, widths_of
+from geophoto.voices import Evidence, Sphere, log_of, log_sum, softmax, voice_of, widths_of
 
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # κ, tried beside leaving every photo alone
 MOST_TOGETHER = 32  # photos of one product; more are fused in stretches, in the order of names
@@ -89,7 +89,7 @@ def fuse(
     space = space_of(head, normalisation)
     if not isinstance(space, Sphere):
         grid = one.grid(members, space)
-        chances = pool(np.log(np.maximum(grid.chances, 1e-300)), exponents)
+        chances = pool(log_of(grid.chances), exponents)
         points, ranges = grid_ranges(Grid(grid.points, chances, grid.circular), normalisation)
         return Fused(points, ranges, np.empty((0, DRAWS, 3)), np.empty((0, 3)))
     count = len(members)
@@ -135,7 +135,7 @@ def log_densities(
     for j, shares in enumerate(members.shares(one.stack.temperature)):
         own = speak(0, members.near[j], shares), speak(1, members.head[j : j + 1], np.ones(1))
         found.append(np.hstack([*own, prior]) @ weights[j, :-1])
-    return np.log(np.maximum(np.stack(found) + weights[:, -1:] * np.exp(space.log_floor), 1e-300))
+    return log_of(np.stack(found) + weights[:, -1:] * np.exp(space.log_floor))
 
 
 # ---------------------------------------------------------------- the choice

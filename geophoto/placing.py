@@ -20,7 +20,7 @@ from geophoto.mixtures import CANDIDATES, Ranges, draw_ranges
 from geophoto.products import ANYWHERE_KM, NEVER, Mixture, joined, product
 from geophoto.resampling import resampled_weights
 from geophoto.timelines import Anchors, Shots, Timeline
-from geophoto.voices import Stack, softmax
+from geophoto.voices import Stack, log_of, softmax
 
 LEAST_PLACED = 10  # photos with a position, below which nothing can be learned
 STRETCH_GAP_S = 6 * 3600  # a pause that ends a stretch of photos
@@ -78,7 +78,7 @@ class Told:
 
     def blend(self, weights: np.ndarray) -> Mixture:
         """The density of all voices with weights (Q, V)."""
-        logs = np.where(weights > 0, np.log(np.maximum(weights, 1e-300)), NEVER)
+        logs = np.where(weights > 0, log_of(weights), NEVER)
         return joined(self.voices, logs)
 
 
@@ -241,7 +241,7 @@ class Placer:
         middle = np.broadcast_to(middle, (len(asked), 1, 3))
         points, ranges = draw_ranges(np.concatenate([best.centres, middle], axis=1), draws)
         logs = np.stack([voice.log_at(points) for voice in told.voices], axis=1)
-        carried = softmax(np.where(weights > 0, np.log(np.maximum(weights, 1e-300)) + logs, NEVER))
+        carried = softmax(np.where(weights > 0, log_of(weights) + logs, NEVER))
         return told, points, ranges, carried
 
     def answer(self, asked: np.ndarray) -> Answers:

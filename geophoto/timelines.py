@@ -16,7 +16,7 @@ import numpy as np
 import density
 from geophoto.photos import Photos, read_moment, seconds_since_1970
 from geophoto.products import Mixture
-from geophoto.voices import MOST_FITTED, Stack
+from geophoto.voices import MOST_FITTED, Stack, log_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -139,7 +139,7 @@ class Travel:
 
     def around(self, places: np.ndarray, gaps_s: np.ndarray) -> Mixture:
         """Where one may be after gaps (Q,), or was before, from places (Q, 3)."""
-        weights = np.log(np.maximum(self.stack.weights(gate_of(gaps_s)), 1e-300))
+        weights = log_of(self.stack.weights(gate_of(gaps_s)))
         return Mixture.around(places, np.broadcast_to(REACHES_KM, weights.shape), weights)
 
     def expected(self, gaps_s: np.ndarray) -> np.ndarray:

@@ -155,7 +155,7 @@ class Evidence:
         """Log density at the truth of the neighbours' kernels, (Q, len(NEAR))."""
         logs = np.full((len(self), len(space.NEAR)), -np.inf)
         if self.similar.shape[1]:
-            shares = np.log(np.maximum(self.shares(temperature), 1e-300))
+            shares = log_of(self.shares(temperature))
             apart = space.apart(self.truth[:, None], self.near)
             for column, width in enumerate(space.NEAR):
                 logs[:, column] = log_sum(shares + space.log_at(apart, width))
@@ -175,6 +175,11 @@ class Evidence:
             ]
             found.append(np.stack([*columns, np.full(len(part), space.log_floor)], axis=1))
         return np.concatenate(found)
+
+
+def log_of(chances: np.ndarray) -> np.ndarray:
+    """Logarithm of chances, finite for those of nought too."""
+    return np.log(np.maximum(chances, 1e-300))
 
 
 def log_sum(logs: np.ndarray) -> np.ndarray:
@@ -228,7 +233,7 @@ class Stack:
             even = softmax(offset)
             value = (
                 -np.log(total).sum()
-                - PSEUDO_COUNT * np.log(np.maximum(even, 1e-300)).sum()
+                - PSEUDO_COUNT * log_of(even).sum()
                 + GATE_PENALTY / 2 * (slope**2).sum()
             )
             to_offset = pull.sum(axis=0) - PSEUDO_COUNT * (1 - count * even)
@@ -246,7 +251,7 @@ class Stack:
 
     def log_likelihood(self, logs: np.ndarray, gate: np.ndarray) -> np.ndarray:
         """Log density at the truths, (Q,)."""
-        weights = np.log(np.maximum(self.weights(gate), 1e-300))
+        weights = log_of(self.weights(gate))
         return np.logaddexp.reduce(weights + logs, axis=1)
 
 
