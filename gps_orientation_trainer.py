@@ -212,6 +212,7 @@ def train_frozen(
     name_left_out(failed)
     photos = data.photos
     fold_of, split = split_photos(photos, options["split"], options["folds"], options["seed"])
+    photos.group = np.array(split["groups"])
     describe_split(split, options["folds"])
     last = paths["checkpoints"] / f"last_{inputs}.pth"
     done = checkpoints.resume_from(last, identity, print) or {"folds": {}}
@@ -234,7 +235,7 @@ def train_frozen(
     network.heads = trainer.heads
     return {
         "normalisation": vars(trainer.normalisation),
-        "densities": frozen.final_densities(results, fold_of, split["groups"], photos),
+        "densities": frozen.final_densities(results, fold_of, photos),
         "densities_alone": densities.as_plain(densities.combine_folds(results, alone=True))
         if options["gallery"]
         else None,
@@ -252,6 +253,7 @@ def train_finetune(
 ) -> dict:  # fmt: skip
     """Train everything end to end on one split of 70/15/15; returns the checkpoint."""
     fold_of, split = split_photos(photos, options["split"], 20, options["seed"])
+    photos.group = np.array(split["groups"])
     describe_split(split, 1)
     rows = finetune.deal_parts(fold_of)
     if min(map(len, rows.values())) == 0:
@@ -276,8 +278,8 @@ def train_finetune(
             archives.save(last, content)
 
     content = finetune.train_network(
-        photos, rows, np.array(split["groups"]), network, dataset, precision, options, bar,
-        tqdm.write, on_epoch, resume["training"],
+        photos, rows, network, dataset, precision, options, bar, tqdm.write, on_epoch,
+        resume["training"],
     )  # fmt: skip
     part = np.empty(len(photos), dtype=object)
     for name, members in rows.items():

@@ -75,10 +75,10 @@ class PhotoSet:
     def folds(self, kind: str, seed: int) -> np.ndarray:
         return split_photos(self.data.photos, kind, self.options["folds"], seed)[0]
 
-    @functools.cached_property
-    def groups(self) -> np.ndarray:
-        photos = self.data.photos
-        return np.array(split_photos(photos, "grouped", 5, 0)[1]["groups"])
+    def __post_init__(self) -> None:
+        self.groups = np.array(split_photos(self.data.photos, "grouped", 5, 0)[1]["groups"])
+        for data in (self.data, self.depth, self.rounded):
+            data.photos.group = self.groups
 
 
 def run(script: str, *arguments) -> None:
@@ -313,6 +313,7 @@ DENSITIES: dict[str, list[tuple]] = {  # the heads and folds of the full recipe,
     "  head alone": only(1),
     "  prior alone": only(2),
     "  weights without gate": [(voices.Evidence, "gate", no_gate)],
+    "  weights trusted wholly": [(densities, "fit_trust", lambda *_: 1.0)],
     "  least expected log distance": estimator(log_distance),
     "  least expected distance": estimator(lambda half_angle: half_angle),
 }

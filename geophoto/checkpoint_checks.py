@@ -189,6 +189,7 @@ def density_of(kernels: int) -> Check:
     return fields(
         {
             "stack": fields(stack),
+            "trust": number(0, 1),
             "levels": many(number(0, 1), 2),
             "far": number(1e-9, ANY_NUMBER),
             "sure_below": number(0, ANY_NUMBER),

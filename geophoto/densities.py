@@ -36,7 +36,8 @@ from geophoto.voices import (
     Sphere,
     Stack,
     fit_stack,
-    log_of,
+    fit_trust,
+    log_mixed,
     voice_of,
 )
 
@@ -88,22 +89,24 @@ def gather_evidence(
     """What is known of every photo of `prediction`; with `asked` their truths are known too.
     `searched` holds the neighbours among the photos that know one label for the next head."""
     own = values_of(head, decode(prediction, normalisation), normalisation)
-    truth = np.full_like(own, np.nan)
+    truth, group = np.full_like(own, np.nan), np.arange(len(own))
     if asked is not None:
-        truth = values_of(head, vars(asked), normalisation)
+        truth, group = values_of(head, vars(asked), normalisation), asked.group
     labels = values_of(head, gallery, normalisation) if gallery is not None else own[:0]
     known = np.flatnonzero(is_known(labels))
     if not len(known):  # none may be told, or there is none; positions have their centre
         prior = normalisation.centre[None] if head == "gps" else own[:0]
         away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
-        return Evidence(np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away)
+        return Evidence(
+            np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away, group
+        )
     labels, searched, who = labels[known], {} if searched is None else searched, known.tobytes()
     if who not in searched:
         features = (gallery or {})["features"][known]
         searched[who] = nearest_features(prediction["trunk"], features, NEIGHBOURS)
     similar, index, away = searched[who]
     prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
-    return Evidence(similar.astype(float), labels[index], own, prior, truth, away)
+    return Evidence(similar.astype(float), labels[index], own, prior, truth, away, group)
 
 
 def gather_all(
@@ -136,17 +139,18 @@ class HeadDensity:
     """How one head turns evidence into a density, its point and its intervals."""
 
     stack: Stack
+    trust: float = 1.0  # share of the stack in every density; the rest is the prior's
     levels: tuple[float, float] = LEVELS  # shares of the density that held 50 and 90 % held out
     far: float = math.inf  # distance in feature space beyond which a photo is unlike all others
     sure_below: float = 0.0  # distance that holds 90 % of a density, up to which it is confident
     sure_error: float = math.nan  # of the held-out photos that are: km (geometric), minutes, m
 
     def weights(self, evidence: Evidence, space: Space) -> np.ndarray:
-        """Weights of the kernels (Q, J): those of the prior where a photo is unlike all others;
-        of the floor where no label may be told."""
-        unlike = np.clip((evidence.away / self.far - 1) / FADING, 0, 1)
-        resort = voice_of(space) == (2 if len(evidence.prior) else 3)
-        return self.stack.fall_back(self.stack.weights(evidence.gate()), unlike, resort)
+        """Weights of the kernels (Q, J): those of the prior as far as the stack is not trusted, and
+        where a photo is unlike all others."""
+        unlike = np.clip((evidence.away / self.far - 1) / FADING, 1 - self.trust, 1)
+        weights = self.stack.weights(evidence.gate())
+        return self.stack.fall_back(weights, unlike, evidence.last_resort(space))
 
     def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
         """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, the
@@ -218,9 +222,12 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
     spaces = [space_of(head, scale) for _, scale in cases]
     kept = [part for part, _ in cases]
     whole = HeadDensity(fit_stack(kept, spaces), far=reach_of_the_known(kept))
+    stacks = [refit(whole.stack, kept, spaces, i) for i in range(len(kept))]
+    if head != "gps":  # a position is one of the places that speak, the middle among them
+        whole.trust = fit_trust(stacks, kept, spaces)
     tables = []
-    for i, (part, scale) in enumerate(cases):
-        judge = dataclasses.replace(whole, stack=refit(whole.stack, kept, spaces, i))
+    for (part, scale), stack in zip(cases, stacks, strict=True):
+        judge = dataclasses.replace(whole, stack=stack)
         plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
         for some, points, ranges in judge.by_part(head, part, scale):
             error = distance_of(head, points, some.truth, scale)
@@ -433,8 +440,7 @@ def log_likelihoods(one: HeadDensity, evidence: Evidence, space: Space) -> dict:
     """Log densities (Q,) at the truths, per km², minute or unit of the altitude target: of the
     density, and of its best kernel on the head's point and on the training labels alone."""
     logs, voice = evidence.kernel_logs(space, one.stack.temperature), voice_of(space)
-    weights = log_of(one.weights(evidence, space))
-    found = {"posterior": np.logaddexp.reduce(weights + logs, axis=1)}
+    found = {"posterior": log_mixed(one.weights(evidence, space), logs)}
     for name, number in (("head", 1), ("positions", 2)):
         best = np.argmax(np.where(voice == number, one.stack.offset, -np.inf))
         found[name] = np.logaddexp(np.log(0.98) + logs[:, best], np.log(0.02) + logs[:, -1])

@@ -226,24 +226,23 @@ def deal_parts(fold_of: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fuse_validation(
-    densities: dict, found: dict, gallery: dict | None, asked: Photos, scale: Normalisation,
-    groups: np.ndarray,
-) -> dict[str, dict]:  # fmt: skip
+    densities: dict, found: dict, gallery: dict | None, asked: Photos, scale: Normalisation
+) -> dict[str, dict]:
     """How validation photos of one burst or folder are fused: chosen on each half of the groups of
     the split in turn and told on the other, by the densities that were fitted on both."""
     answers = answers_of(found, gallery, densities, scale)
     judged = judge_fused(densities, found, gallery, answers, asked, scale)
-    halves = np.unique(groups, return_inverse=True)[1] % 2
-    return choose_fusing(judged, halves, groups, asked)
+    halves = np.unique(asked.group, return_inverse=True)[1] % 2
+    return choose_fusing(judged, halves, asked)
 
 
 def train_network(
-    photos: Photos, rows: dict[str, np.ndarray], groups: np.ndarray, network: GPSPredictionNet,
-    dataset: PhotoSet, precision: Precision, options: dict, bar: Callable,
-    say: Callable[[str], None], on_epoch: Callable[[dict, dict], None], resume: dict | None,
+    photos: Photos, rows: dict[str, np.ndarray], network: GPSPredictionNet, dataset: PhotoSet,
+    precision: Precision, options: dict, bar: Callable, say: Callable[[str], None],
+    on_epoch: Callable[[dict, dict], None], resume: dict | None,
 ) -> dict:  # fmt: skip
     """Train everything on `rows["train"]`; returns what the checkpoint holds beside split and
-    metrics. `groups` (N,) are those of the split; `on_epoch` and `resume`: see training.fit."""
+    metrics. `on_epoch` and `resume`: see training.fit."""
     train = photos.take(rows["train"])
     normalisation, trivial = Normalisation.fit(train), trivial_answers(train)
     targets = targets_of(photos, normalisation)
@@ -286,8 +285,7 @@ def train_network(
     found = predict("val")
     asked = photos.take(found["rows"])
     densities = fit_densities([(found, gallery, asked, normalisation)])
-    about = gallery, asked, normalisation, groups[found["rows"]]
-    densities["fuse"] = fuse_validation(densities, found, *about)
+    densities["fuse"] = fuse_validation(densities, found, gallery, asked, normalisation)
     alone = fit_densities([(found, None, asked, normalisation)]) if gallery else None
     return {
         "normalisation": vars(normalisation),

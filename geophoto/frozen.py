@@ -344,11 +344,10 @@ def merge(results: list[dict], part: str, count: int) -> dict[str, np.ndarray]:
     return merged
 
 
-def final_densities(results: list[dict], fold_of, groups: list[int], photos: Photos) -> dict:
+def final_densities(results: list[dict], fold_of, photos: Photos) -> dict:
     """The densities of the final model from what all folds held out, and how photos of one burst or
-    folder are fused, for a checkpoint; `groups` are those of the split."""
-    judged = merge(results, "fused", len(photos))
-    fuse = choose_fusing(judged, fold_of, np.array(groups), photos)
+    folder are fused, for a checkpoint."""
+    fuse = choose_fusing(merge(results, "fused", len(photos)), fold_of, photos)
     return as_plain({**combine_folds(results), "fuse": fuse})
 
 

@@ -179,13 +179,13 @@ def company_judged(kind: str, asked: Photos) -> list[np.ndarray]:
 
 
 def choose_fusing(
-    judged: dict[str, np.ndarray], part: np.ndarray, groups: np.ndarray, photos: Photos
+    judged: dict[str, np.ndarray], part: np.ndarray, photos: Photos
 ) -> dict[str, dict]:
     """What a checkpoint keeps of it, by kind and head, from judge_fused of all photos: `part` (N,)
-    numbers their folds, `groups` (N,) those of the split."""
+    numbers their folds."""
     found: dict[str, dict] = {}
     for kind in COMPANY:
-        units = groups, groups_of(kind, photos.folders, photos.seconds, photos.camera)
+        units = photos.group, groups_of(kind, photos.folders, photos.seconds, photos.camera)
         found[kind] = {
             head: choose_exponent(head, judged[f"{kind}_{head}"], part, units) for head in NAMES
         }

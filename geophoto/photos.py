@@ -46,12 +46,15 @@ class Photos:
     files: list[Path]
     tag: np.ndarray = None  # type: ignore[assignment]  # EXIF orientation, 0 = none: which way pixels are turned upright
     sha256: np.ndarray = None  # type: ignore[assignment]  # of the files, "" = not known
+    group: np.ndarray = None  # type: ignore[assignment]  # of the split; each its own until then
 
     def __post_init__(self) -> None:
         if self.tag is None:
             self.tag = np.zeros(len(self.names), int)
         if self.sha256 is None:
             self.sha256 = np.full(len(self.names), "", object)
+        if self.group is None:
+            self.group = np.arange(len(self.names))
 
     def __len__(self) -> int:
         return len(self.names)

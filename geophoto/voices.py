@@ -24,6 +24,7 @@ MOST_FITTED = 5000  # held-out photos that weights are fitted on
 TEMPERATURES = (0.05, 0.08, 0.12, 0.2, 0.4, 0.8)  # of the similarities; lower bets on one photo
 GATE_PENALTY = 10.0  # on the squared slopes of the gate
 PSEUDO_COUNT = 0.5  # of every kernel, so that none is ruled out by few photos
+FOR, AGAINST = 2.0, 0.5  # groups that speak for a stack and for its prior before any is seen
 
 # ---------------------------------------------------------------- kernels
 
@@ -118,6 +119,11 @@ class Evidence:
     prior: np.ndarray  # (P[, 3]) labels of the training photos, thinned; may be empty
     truth: np.ndarray  # (Q[, 3])
     away: np.ndarray  # (Q,) distance in feature space to the nearest training photo
+    group: np.ndarray = None  # type: ignore[assignment]  # (Q,) of the split; each its own unless told
+
+    def __post_init__(self) -> None:
+        if self.group is None:
+            self.group = np.arange(len(self))
 
     def __len__(self) -> int:
         return len(self.head)
@@ -129,7 +135,7 @@ class Evidence:
             yield self.take(slice(start, start + AT_ONCE))
 
     def take(self, rows: np.ndarray | slice) -> Evidence:
-        names = ("similar", "near", "head", "truth", "away")
+        names = ("similar", "near", "head", "truth", "away", "group")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def shares(self, temperature: float) -> np.ndarray:
@@ -142,6 +148,11 @@ class Evidence:
             return np.zeros((len(self), 2))
         lead = self.similar[:, 0] - self.similar[:, :10].mean(axis=1)
         return np.stack([self.similar[:, 0], lead], axis=1)
+
+    def last_resort(self, space: Space) -> np.ndarray:
+        """Which kernels (J,) speak of a photo that is unlike all others: those of the prior, or the
+        floor where no label may be told."""
+        return voice_of(space) == (2 if len(self.prior) else 3)
 
     def kernel_logs(
         self, space: Space, temperature: float, others: np.ndarray | None = None
@@ -186,6 +197,11 @@ def log_sum(logs: np.ndarray) -> np.ndarray:
     """Logarithm of the sum over the last axis; a third of the time of np.logaddexp.reduce."""
     top = logs.max(axis=-1, keepdims=True)
     return top[..., 0] + np.log(np.exp(logs - top).sum(axis=-1))
+
+
+def log_mixed(weights: np.ndarray, logs: np.ndarray) -> np.ndarray:
+    """Log densities (Q,) of mixtures with weights (Q, J) of kernels with log densities (Q, J)."""
+    return np.logaddexp.reduce(log_of(weights) + logs, axis=1)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -251,8 +267,7 @@ class Stack:
 
     def log_likelihood(self, logs: np.ndarray, gate: np.ndarray) -> np.ndarray:
         """Log density at the truths, (Q,)."""
-        weights = log_of(self.weights(gate))
-        return np.logaddexp.reduce(weights + logs, axis=1)
+        return log_mixed(self.weights(gate), logs)
 
 
 def fit_stack(
@@ -268,3 +283,24 @@ def fit_stack(
         stack = Stack.fit(temperature, logs, gate)
         found.append((float(stack.log_likelihood(logs, gate).mean()), stack))
     return max(found, key=lambda one: one[0])[1]
+
+
+def fit_trust(stacks: list[Stack], parts: list[Evidence], spaces: list[Space]) -> float:
+    """The share of a stack, beside its own prior, that makes photos most likely which it was not
+    fitted on: each part has a stack. They count by group, whose photos are right or wrong
+    together, so few groups leave it near what was believed before."""
+    from scipy.optimize import minimize_scalar
+
+    found = []
+    for stack, part, space in zip(stacks, parts, spaces, strict=True):
+        logs, own = part.kernel_logs(space, stack.temperature), stack.weights(part.gate())
+        prior = stack.fall_back(own, np.ones(len(part)), part.last_resort(space))
+        found.append(log_mixed(own, logs) - log_mixed(prior, logs))
+    lead = np.concatenate(found)
+    each = len(np.unique(np.concatenate([part.group for part in parts]))) / len(lead)
+
+    def cost(trust: float) -> float:
+        yes, no = np.log(trust), np.log1p(-trust)
+        return -(each * np.logaddexp(yes + lead, no).sum() + FOR * yes + AGAINST * no)
+
+    return float(minimize_scalar(cost, bounds=(0, 1), method="bounded").x)

@@ -85,6 +85,21 @@ def test_where_nobody_knows_the_answer_is_no_worse_than_saying_nothing(head):
     assert not answer["confident"].any()
 
 
+@pytest.mark.parametrize("head", ["time", "altitude"])
+def test_who_knows_only_what_it_was_shown_gets_the_prior(head):
+    """A neighbour that is right in one place and wrong in every other one, held out in turn."""
+    right = [make_evidence(head, "neighbour", 60, seed) for seed in range(4)]
+    wrong = [make_evidence(head, "nobody", 60, seed + 9) for seed in range(4)]
+    parts = [*right[:1], *(dataclasses.replace(r, near=w.near) for r, w in
+                           zip(right[1:], wrong[1:], strict=True))]  # fmt: skip
+    one = densities.fit_head(head, parts, [SCALE] * 4)
+    assert one.trust < 0.95 < fit(head, "neighbour").trust
+    space, last = densities.space_of(head, SCALE), right[0].prior
+    weights = one.weights(right[1], space)
+    prior = weights[:, right[1].last_resort(space)].sum(axis=1)
+    assert len(last) and (prior >= 1 - one.trust - 1e-9).all()
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("knows", ["head", "neighbour", "nobody"])
 def test_intervals_hold_what_they_say_on_fresh_photos(head, knows):

@@ -1,5 +1,7 @@
 """Kernels of three voices, and the weights that held-out photos give them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,3 +116,53 @@ def test_what_is_unlike_all_others_gets_the_weights_of_the_prior():
     moved = stack.fall_back(weights, np.array([0.0, 0.5, 1.0]), voice == 2)
     assert moved[0] == pytest.approx(weights[0]) and moved.sum(axis=1) == pytest.approx(1)
     assert moved[2, voice == 2].sum() == pytest.approx(1)
+
+
+# ---------------------------------------------------------------- trust
+
+
+def grouped(evidence: Evidence, size: int) -> Evidence:
+    """The same photos, so many of them in a row from one group."""
+    return dataclasses.replace(evidence, group=np.arange(len(evidence)) // size)
+
+
+def trust_of(seen: Evidence, fresh: Evidence) -> float:
+    """In a stack fitted on some photos, by others."""
+    return voices.fit_trust([voices.fit_stack([seen], [Circle()])], [fresh], [Circle()])
+
+
+def test_a_stack_is_trusted_as_far_as_photos_that_it_never_saw_bear_it_out():
+    knows, knows_not = circle_evidence(300, 6, 0.9), circle_evidence(300, 7, 0.0)
+    assert trust_of(knows, circle_evidence(300, 8, 0.9)) > 0.97
+    misled = dataclasses.replace(circle_evidence(300, 9, 0.9), near=knows_not.near)
+    assert trust_of(knows, misled) < 0.1
+
+
+@pytest.mark.parametrize("size", [1, 5, 60])
+def test_trust_is_the_likeliest_share_of_a_search_by_hand(size):
+    stack = voices.fit_stack([circle_evidence(200, 10, 0.3)], [Circle()])
+    fresh, voice = grouped(circle_evidence(300, 11, 0.1), size), voices.voice_of(Circle())
+    logs, own = fresh.kernel_logs(Circle(), stack.temperature), stack.weights(fresh.gate())
+    prior = np.where(voice == 2, np.exp(stack.offset), 0) / np.exp(stack.offset)[voice == 2].sum()
+    likely, without = (np.exp(logs) * own).sum(axis=1), np.exp(logs) @ prior
+    tried = np.arange(0.001, 1, 0.001)
+    each = [np.log(t * likely + (1 - t) * without).sum() / size for t in tried]
+    best = tried[np.argmax(each + voices.FOR * np.log(tried) + voices.AGAINST * np.log1p(-tried))]
+    assert voices.fit_trust([stack], [fresh], [Circle()]) == pytest.approx(best, abs=2e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 6))
+def test_photos_taken_several_times_change_no_trust(seed, times):
+    stack = voices.fit_stack([circle_evidence(60, seed, 0.2)], [Circle()])
+    fresh = grouped(circle_evidence(40, seed + 1, 0.2), 1)
+    more = fresh.take(np.repeat(np.arange(40), times))
+    once, again = (voices.fit_trust([stack], [part], [Circle()]) for part in (fresh, more))
+    assert again == pytest.approx(once, abs=1e-4)
+
+
+def test_one_group_says_little_against_a_stack():
+    knows = circle_evidence(300, 6, 0.9)
+    misled = dataclasses.replace(knows, near=circle_evidence(300, 7, 0.0).near)
+    several, one = (trust_of(knows, grouped(misled, size)) for size in (3, 300))
+    assert several < 0.1 < 0.4 < one
