@@ -154,13 +154,17 @@ class HeadDensity:
 
     def answer(self, head: str, evidence: Evidence, normalisation: Normalisation) -> dict:
         """Point (Q[, 3]), the half-widths (Q,) of its intervals in km, minutes or metres, the
-        distance that holds 90 % of the density as it is, and whether it is confident."""
+        distance that holds 90 % of the density as it is, whether it is confident, and how far
+        from the point all SHARES of the density `reach` (Q, len(SHARES))."""
+        levels = (*self.levels, LEVELS[1], *SHARES)
         parts = [
-            (points, *(ranges.distances(level) for level in (*self.levels, LEVELS[1])))
+            (points, ranges.distances(levels))
             for _, points, ranges in self.by_part(head, evidence, normalisation)
         ]
-        points, half, most, width = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self.judge(head, points, half, most, width, evidence)
+        points, reach = (np.concatenate(column) for column in zip(*parts, strict=True))
+        half, most, width = reach[:, :3].T
+        answer = self.judge(head, points, half, most, width, evidence)
+        return {**answer, "reach": reach[:, 3:]}
 
     def judge(
         self, head: str, points: np.ndarray, half: np.ndarray, most: np.ndarray,
@@ -231,7 +235,7 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
         plain = distance_of(head, middle_value(head, part, scale), part.truth, scale)
         for some, points, ranges in judge.by_part(head, part, scale):
             error = distance_of(head, points, some.truth, scale)
-            shares, width = ranges.shares_within(error), ranges.distances(LEVELS[1])
+            shares, width = ranges.shares_within(error), ranges.distances(LEVELS[1:])[:, 0]
             tables.append(np.stack([shares, width, error, plain[: len(some)]]))
             plain = plain[len(some) :]
     shares, width, error, plain = np.concatenate(tables, axis=1)
@@ -329,9 +333,10 @@ def answers_of(
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Final answers for raw predictions: lat, lon, minutes and altitude with the half-widths of
     their 50 and 90 % intervals (km, minutes, metres), the distance that holds 90 % of the density
-    as it is (which ranks them) and whether they are confident, NaN where nothing was learned; the
-    sun's elevation (degrees), how strange a photo is (1 = as far from the training photos as any
-    held-out one) and the calibrated logits of the six views."""
+    as it is (which ranks them), those that SHARES of it reach (by which claims are measured) and
+    whether they are confident, NaN where nothing was learned; the sun's elevation (degrees), how
+    strange a photo is (1 = as far from the training photos as any held-out one) and the calibrated
+    logits of the six views."""
     count = len(prediction["trunk"])
     gathered = gathered or gather_all(prediction, gallery, normalisation)
     found = {"sun": decode(prediction, normalisation)["sun"]}
@@ -343,10 +348,11 @@ def answers_of(
         blank = [*columns, f"{unit[0]}50_{unit[1]}", f"{unit[0]}90_{unit[1]}"]
         found |= {column: np.full(count, np.nan) for column in (*blank, f"{head}_width")}
         found[f"{head}_confident"] = np.zeros(count, bool)
+        found[f"{head}_reach"] = np.full((count, len(SHARES)), np.nan)
         if one is not None:
-            found |= answer_columns(
-                head, one.answer(head, gathered[head], normalisation), normalisation
-            )
+            answer = one.answer(head, gathered[head], normalisation)
+            found |= answer_columns(head, answer, normalisation)
+            found[f"{head}_reach"] = answer["reach"]
             found["strangeness"] = np.fmax(found["strangeness"], gathered[head].away / one.far)
     return found
 
@@ -361,25 +367,6 @@ def answer_columns(head: str, answer: dict, normalisation: Normalisation) -> dic
     else:
         points = answer["point"]
         found[name] = points if head == "time" else normalisation.altitude_m(points)
-    return found
-
-
-def reaches_of(
-    prediction: dict, gallery: dict | None, densities: dict, normalisation: Normalisation
-) -> dict[str, np.ndarray]:
-    """How far from the points of the densities SHARES of them reach, (Q, len(SHARES)): gps_reach in
-    km, time_reach in minutes; NaN where nothing was learned. Claims are measured by it."""
-    found = {}
-    for head in ("gps", "time"):
-        one = densities["heads"].get(head)
-        found[f"{head}_reach"] = np.full((len(prediction["trunk"]), len(SHARES)), np.nan)
-        if one is not None:
-            evidence = gather_evidence(head, prediction, gallery, normalisation)
-            reaches = [
-                np.stack([ranges.distances(share) for share in SHARES], axis=1)
-                for _, _, ranges in one.by_part(head, evidence, normalisation)
-            ]
-            found[f"{head}_reach"] = np.concatenate(reaches)
     return found
 
 
@@ -398,8 +385,8 @@ def likely_places(
 def hold_out(
     densities: dict, prediction: dict, gallery: dict | None, asked: Photos, scale: Normalisation
 ) -> dict:
-    """What a fold leaves of the photos that it held out: answers, log densities at the truths (NaN
-    without), and evidence for the densities of the final model."""
+    """What a fold leaves of the photos that it held out: answers, what SHARES of their densities
+    reach, log densities at the truths (NaN without), and evidence for those of the final model."""
     likelihood, kept, alone = {}, {}, {}
     gathered = gather_all(prediction, gallery, scale, asked)
     without = gather_all(prediction, None, scale, asked)
@@ -414,8 +401,10 @@ def hold_out(
             found = log_likelihoods(one, evidence.take(known), space_of(head, scale))
             for name, values in found.items():
                 likelihood[f"{head}_{name}"][known] = values
+    answers = answers_of(prediction, gallery, densities, scale, gathered)
     return {
-        "answers": answers_of(prediction, gallery, densities, scale, gathered),
+        "reaches": {f"{head}_reach": answers.pop(f"{head}_reach") for head in NAMES},
+        "answers": answers,
         "log_likelihood": likelihood,
         "evidence": kept,
         "evidence_alone": alone,

@@ -317,10 +317,11 @@ def train_fold(
     knn = knn_answers(trainer.neighbours(test), trainer.photos, choice["k"], len(test))
     own = asked, trainer.normalisation
     held = hold_out(choice["densities"], prediction, gallery, *own)
+    reaches = held.pop("reaches")
     return {
         **choice,
         **held,
-        "judged": judge_held_out(prediction, gallery, choice["densities"], *own),
+        "judged": judge_held_out(held["answers"] | reaches, *own),
         "fused": judge_fused(choice["densities"], prediction, gallery, held["answers"], *own),
         "densities": as_plain(choice["densities"]),
         "rows": test,

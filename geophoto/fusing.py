@@ -255,8 +255,8 @@ def fuse_answers(
         for rows in (rows for rows in parts if len(rows) > 1):
             members = gathered[head].take(rows)
             told = fuse(head, one, members, normalisation, (choice["exponent"],))
-            half, most = (told.ranges.distances(level) for level in choice["levels"])
-            width = np.maximum(most, told.ranges.distances(LEVELS[1]))  # the more cautious one
+            half, most, width = told.ranges.distances((*choice["levels"], LEVELS[1])).T
+            width = np.maximum(most, width)  # the more cautious one
             answer = one.judge(head, told.points, half, most, width, members)
             for name, values in answer_columns(head, answer, normalisation).items():
                 found[name][rows] = values

@@ -7,7 +7,7 @@ share of the density lies.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -102,10 +102,10 @@ class Ranges:
         columns = zip(distance, self.far, self.share, strict=True)
         return np.array([np.interp(d, far, share, left=0.0) for d, far, share in columns])
 
-    def distances(self, level: float) -> np.ndarray:
-        """Distance (Q,) within which the share `level` of each density lies."""
+    def distances(self, levels: Sequence[float]) -> np.ndarray:
+        """Distances (Q, len(levels)) within which these shares of each density lie."""
         columns = zip(self.far, self.share, strict=True)
-        return np.array([np.interp(level, share, far) for far, share in columns])
+        return np.array([np.interp(levels, share, far) for far, share in columns])
 
 
 def grid_ranges(grid: Grid, normalisation: Normalisation) -> tuple[np.ndarray, Ranges]:

@@ -180,8 +180,8 @@ def judge_photos(
     if not raw:
         return []
     rows = raw.pop("rows")
-    stored = np.maximum(photos.orientation[rows], 0)
-    return [(rows, judge(raw, checkpoint["gallery"], densities, normalisation, stored))]
+    answers = answers_of(raw, checkpoint["gallery"], densities, normalisation)
+    return [(rows, judge(answers, normalisation, np.maximum(photos.orientation[rows], 0)))]
 
 
 # ---------------------------------------------------------------- unknown

@@ -27,7 +27,7 @@ import numpy as np
 
 import density
 from geophoto.clocks import sun_position
-from geophoto.densities import SHARES, answers_of, reaches_of
+from geophoto.densities import SHARES
 from geophoto.orientations import ORIENTATION_CLASSES
 from geophoto.photos import Photos
 from geophoto.records import clock
@@ -97,29 +97,22 @@ class Claims:
 
 
 def judge(
-    prediction: dict,
-    gallery: dict | None,
-    densities: dict,
-    normalisation: Normalisation,
-    stored: np.ndarray,
+    answers: dict[str, np.ndarray], normalisation: Normalisation, stored: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """All that claims are measured by, from raw predictions for upright photos that are stored in
-    the orientation classes `stored` (Q,): answers, how far shares of the densities reach from them,
+    """All that claims are measured by, from answers_of upright photos that are stored in the
+    orientation classes `stored` (Q,): answers, how far shares of the densities reach from them,
     and the `chances` (Q, 6) of what the stored picture looks like."""
-    found = answers_of(prediction, gallery, densities, normalisation)
-    logits = found["views"][np.arange(len(stored)), stored]
+    logits = answers["views"][np.arange(len(stored)), stored]
     chances = np.exp(logits + np.log(normalisation.orientation_prior))
-    judged = {name: found[name] for name in ("lat", "lon", "minutes", "sun")}
-    judged["chances"] = chances / chances.sum(axis=1, keepdims=True)
-    return judged | reaches_of(prediction, gallery, densities, normalisation)
+    return {**answers, "chances": chances / chances.sum(axis=1, keepdims=True)}
 
 
 def judge_held_out(
-    prediction: dict, gallery: dict | None, densities: dict, asked: Photos, scale: Normalisation
+    answers: dict[str, np.ndarray], asked: Photos, scale: Normalisation
 ) -> dict[str, np.ndarray]:
     """What of it a checkpoint keeps of photos that a fold held out beside their answers, and the
     misfits of their true claims."""
-    judged = judge(prediction, gallery, densities, scale, np.maximum(asked.orientation, 0))
+    judged = judge(answers, scale, np.maximum(asked.orientation, 0))
     own = {key: judged[key] for key in ("chances", "gps_reach", "time_reach")}
     wrong = misfits(judged, Claims.of(asked))
     return own | {f"misfit_{kind}": wrong[kind] for kind in KINDS}  # answers are kept already

@@ -125,8 +125,8 @@ def test_copies_of_a_photo_that_count_as_one_are_that_photo(head):
     points, ranges = one.ranges(head, photo, SCALE)
     fused = fusing.fuse(head, one, photo.take(np.zeros(5, int)), SCALE, (1.0,))
     assert fused.points == pytest.approx(points, abs=1e-12)
-    for level in (0.2, 0.5, 0.9):
-        assert fused.ranges.distances(level) == pytest.approx(ranges.distances(level), rel=1e-6)
+    levels = (0.2, 0.5, 0.9)
+    assert fused.ranges.distances(levels) == pytest.approx(ranges.distances(levels), rel=1e-6)
     if head == "gps":
         own = one.draws(photo, Sphere(SCALE.spread_km))[0]
         assert (np.sort(fused.draws[0], axis=0) == np.sort(own, axis=0)).all()
@@ -137,7 +137,7 @@ def test_a_large_company_of_strangers_is_finite():
         one, members = fit(head, "nobody"), make_evidence(head, "nobody", fusing.MOST_TOGETHER, 5)
         members = dataclasses.replace(members, away=np.full(len(members), 1e3))
         fused = fusing.fuse(head, one, members, SCALE, fusing.EXPONENTS)
-        assert np.isfinite(fused.points).all() and np.isfinite(fused.ranges.distances(0.99)).all()
+        assert np.isfinite(fused.points).all() and np.isfinite(fused.ranges.distances([0.99])).all()
         assert len(fused.ranges.far) == len(fusing.EXPONENTS)
 
 
