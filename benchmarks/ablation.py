@@ -72,13 +72,13 @@ class PhotoSet:
     options: dict
     precision: devices.Precision
 
-    def folds(self, kind: str, seed: int) -> np.ndarray:
-        return split_photos(self.data.photos, kind, self.options["folds"], seed)[0]
-
     def __post_init__(self) -> None:
         self.groups = np.array(split_photos(self.data.photos, "grouped", 5, 0)[1]["groups"])
         for data in (self.data, self.depth, self.rounded):
             data.photos.group = self.groups
+
+    def folds(self, kind: str, seed: int) -> np.ndarray:
+        return split_photos(self.data.photos, kind, self.options["folds"], seed)[0]
 
 
 def run(script: str, *arguments) -> None:

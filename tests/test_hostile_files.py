@@ -112,7 +112,7 @@ def alterations(content):
         yield extra, "extra", altered(content, extra, lambda o, k: o.__setitem__(k, 1))
 
 
-@pytest.mark.parametrize("step", [97, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [59, pytest.param(5, marks=pytest.mark.slow)])
 def test_altered_checkpoints_answer_or_are_refused_with_one_line(trained, model, capsys, step):
     """Sealed again after the change, as an enemy would: either refused by name, or what changed is
     a value that a training could have written, with which a photo gets an answer."""
