@@ -277,20 +277,18 @@ def naive(photo_set: PhotoSet, seed: int) -> dict:
 
 def only(voice: int) -> list[tuple]:
     """Patches that silence all voices but one (0 neighbours, 1 head, 2 prior) and the floor."""
-    logs_of, fit_stack = voices.Evidence.kernel_logs, voices.fit_stack
-
-    def heard(space: voices.Space) -> np.ndarray:
-        return np.isin(voices.voice_of(space), (voice, 3))
+    logs_of, fit = voices.Evidence.kernel_logs, voices.Stack.fit
 
     def kernel_logs(evidence: voices.Evidence, space: voices.Space, *about) -> np.ndarray:
-        return np.where(heard(space), logs_of(evidence, space, *about), -np.inf)
+        heard = np.isin(voices.voice_of(space), (voice, 3))
+        return np.where(heard, logs_of(evidence, space, *about), -np.inf)
 
-    def fit(parts: list, spaces: list, **about) -> voices.Stack:
-        stack, kept = fit_stack(parts, spaces, **about), heard(spaces[0])
-        offset = np.where(kept, stack.offset, -1e3)
-        return dataclasses.replace(stack, offset=offset, slope=stack.slope * kept)
+    def fit_heard(temperature: float, logs: np.ndarray, gate: np.ndarray) -> voices.Stack:
+        stack, heard = fit(temperature, logs, gate), np.isfinite(logs).any(axis=0)
+        offset = np.where(heard, stack.offset, -1e3)
+        return dataclasses.replace(stack, offset=offset, slope=stack.slope * heard)
 
-    return [(voices.Evidence, "kernel_logs", kernel_logs), (densities, "fit_stack", fit)]
+    return [(voices.Evidence, "kernel_logs", kernel_logs), (voices.Stack, "fit", fit_heard)]
 
 
 def estimator(cost: Callable) -> list[tuple]:

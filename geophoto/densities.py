@@ -37,6 +37,7 @@ from geophoto.voices import (
     Stack,
     fit_stack,
     fit_trust,
+    fit_without,
     log_mixed,
     voice_of,
 )
@@ -226,9 +227,11 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
     spaces = [space_of(head, scale) for _, scale in cases]
     kept = [part for part, _ in cases]
     whole = HeadDensity(fit_stack(kept, spaces), far=reach_of_the_known(kept))
-    stacks = [refit(whole.stack, kept, spaces, i) for i in range(len(kept))]
+    told, gates = zip(kept, spaces, strict=True), [part.gate() for part in kept]
+    logs = [part.kernel_logs(space, whole.stack.temperature) for part, space in told]
+    stacks = [fit_without(whole.stack, logs, gates, i) for i in range(len(kept))]
     if head != "gps":  # a position is one of the places that speak, the middle among them
-        whole.trust = fit_trust(stacks, kept, spaces)
+        whole.trust = fit_trust(stacks, kept, spaces, logs)
     tables = []
     for (part, scale), stack in zip(cases, stacks, strict=True):
         judge = dataclasses.replace(whole, stack=stack)
@@ -295,15 +298,6 @@ def from_plain(plain: dict) -> dict:
         for head, one in plain["heads"].items()
     }
     return {**plain, "heads": heads}
-
-
-def refit(stack: Stack, parts: list[Evidence], spaces: list[Space], left_out: int) -> Stack:
-    """The same stack fitted without one part, where there are others."""
-    others = [i for i in range(len(parts)) if i != left_out]
-    if not others:
-        return stack
-    chosen = [parts[i] for i in others], [spaces[i] for i in others]
-    return fit_stack(*chosen, temperatures=(stack.temperature,))
 
 
 def reach_of_the_known(parts: list[Evidence]) -> float:

@@ -270,14 +270,12 @@ class Stack:
         return log_mixed(self.weights(gate), logs)
 
 
-def fit_stack(
-    parts: list[Evidence], spaces: list[Space], temperatures: tuple[float, ...] = TEMPERATURES
-) -> Stack:
+def fit_stack(parts: list[Evidence], spaces: list[Space]) -> Stack:
     """The stack of the temperature that makes the truths of all parts most likely."""
     gate = np.concatenate([part.gate() for part in parts])
     others = [part.other_logs(space) for part, space in zip(parts, spaces, strict=True)]
     found = []
-    for temperature in temperatures:
+    for temperature in TEMPERATURES:
         each = zip(parts, spaces, others, strict=True)
         logs = np.concatenate([part.kernel_logs(space, temperature, o) for part, space, o in each])
         stack = Stack.fit(temperature, logs, gate)
@@ -285,17 +283,29 @@ def fit_stack(
     return max(found, key=lambda one: one[0])[1]
 
 
-def fit_trust(stacks: list[Stack], parts: list[Evidence], spaces: list[Space]) -> float:
+def fit_without(stack: Stack, logs: list[np.ndarray], gates: list[np.ndarray], i: int) -> Stack:
+    """The same stack fitted without part `i`, where there are others; of the parts it needs their
+    kernel_logs and gates."""
+    others = [j for j in range(len(logs)) if j != i]
+    if not others:
+        return stack
+    rest = (np.concatenate([values[j] for j in others]) for values in (logs, gates))
+    return Stack.fit(stack.temperature, *rest)
+
+
+def fit_trust(
+    stacks: list[Stack], parts: list[Evidence], spaces: list[Space], logs: list[np.ndarray]
+) -> float:
     """The share of a stack, beside its own prior, that makes photos most likely which it was not
-    fitted on: each part has a stack. They count by group, whose photos are right or wrong
-    together, so few groups leave it near what was believed before."""
+    fitted on: each part has a stack and its kernel_logs. They count by group, whose photos are
+    right or wrong together, so few groups leave it near what was believed before."""
     from scipy.optimize import minimize_scalar
 
     found = []
-    for stack, part, space in zip(stacks, parts, spaces, strict=True):
-        logs, own = part.kernel_logs(space, stack.temperature), stack.weights(part.gate())
+    for stack, part, space, log in zip(stacks, parts, spaces, logs, strict=True):
+        own = stack.weights(part.gate())
         prior = stack.fall_back(own, np.ones(len(part)), part.last_resort(space))
-        found.append(log_mixed(own, logs) - log_mixed(prior, logs))
+        found.append(log_mixed(own, log) - log_mixed(prior, log))
     lead = np.concatenate(found)
     each = len(np.unique(np.concatenate([part.group for part in parts]))) / len(lead)
 

@@ -8,7 +8,7 @@ import pytest
 from bench_training import made_up
 
 import gps_orientation_trainer as trainer
-from geophoto import densities
+from geophoto import densities, voices
 from geophoto.devices import Precision
 from geophoto.network import SCALES
 
@@ -55,9 +55,9 @@ def test_every_row_is_scored_on_the_same_photos(tmp_path, capsys):
     arguments = ["--mode", "frozen", "--epochs", "2", "--folds", "3"]
     options = trainer.resolve_options(trainer.parse_args(arguments), precision)
     photo_set = ablation.PhotoSet("made up", data, data, data, options, precision)
-    fit_stack = densities.fit_stack
+    fits = densities.fit_trust, voices.Stack.fit
     table = ablation.average([ablation.rows_of(photo_set, 0, lambda name: None)])
-    assert densities.fit_stack is fit_stack  # every patch is undone
+    assert (densities.fit_trust, voices.Stack.fit) == fits  # every patch is undone
     for name, row in table.items():
         for head in ablation.HEADS:
             assert np.isfinite(row[head]).sum() == 60, (name, head)

@@ -10,7 +10,7 @@ from conftest import make_normalisation, make_photos
 from crepes import ConformalRegressor
 
 import density
-from geophoto import archives, baselines, densities
+from geophoto import archives, baselines, densities, voices
 from geophoto.densities import HeadDensity
 from geophoto.voices import Evidence
 
@@ -113,12 +113,10 @@ def test_levels_are_the_conformal_ones_of_an_independent_library():
     """Where every photo is a group of its own, the level is crepes' quantile of the scores."""
     parts = [make_evidence("time", "neighbour", 80, seed, 0.2) for seed in range(3)]
     one = densities.fit_head("time", parts, [SCALE] * 3)
-    stack = one.stack
-    scores = []
+    logs = [part.kernel_logs(voices.Circle(), one.stack.temperature) for part in parts]
+    gates, scores = [part.gate() for part in parts], []
     for i, part in enumerate(parts):
-        from geophoto.voices import Circle
-
-        judge = dataclasses.replace(one, stack=densities.refit(stack, parts, [Circle()] * 3, i))
+        judge = dataclasses.replace(one, stack=voices.fit_without(one.stack, logs, gates, i))
         points, ranges = judge.ranges("time", part, SCALE)
         away = densities.distance_of("time", points, part.truth, SCALE)
         scores.append(ranges.shares_within(away))

@@ -128,7 +128,12 @@ def grouped(evidence: Evidence, size: int) -> Evidence:
 
 def trust_of(seen: Evidence, fresh: Evidence) -> float:
     """In a stack fitted on some photos, by others."""
-    return voices.fit_trust([voices.fit_stack([seen], [Circle()])], [fresh], [Circle()])
+    return trusted(voices.fit_stack([seen], [Circle()]), fresh)
+
+
+def trusted(stack: voices.Stack, fresh: Evidence) -> float:
+    logs = fresh.kernel_logs(Circle(), stack.temperature)
+    return voices.fit_trust([stack], [fresh], [Circle()], [logs])
 
 
 def test_a_stack_is_trusted_as_far_as_photos_that_it_never_saw_bear_it_out():
@@ -148,7 +153,7 @@ def test_trust_is_the_likeliest_share_of_a_search_by_hand(size):
     tried = np.arange(0.001, 1, 0.001)
     each = [np.log(t * likely + (1 - t) * without).sum() / size for t in tried]
     best = tried[np.argmax(each + voices.FOR * np.log(tried) + voices.AGAINST * np.log1p(-tried))]
-    assert voices.fit_trust([stack], [fresh], [Circle()]) == pytest.approx(best, abs=2e-3)
+    assert trusted(stack, fresh) == pytest.approx(best, abs=2e-3)
 
 
 @settings(max_examples=10, deadline=None)
@@ -157,7 +162,7 @@ def test_photos_taken_several_times_change_no_trust(seed, times):
     stack = voices.fit_stack([circle_evidence(60, seed, 0.2)], [Circle()])
     fresh = grouped(circle_evidence(40, seed + 1, 0.2), 1)
     more = fresh.take(np.repeat(np.arange(40), times))
-    once, again = (voices.fit_trust([stack], [part], [Circle()]) for part in (fresh, more))
+    once, again = (trusted(stack, part) for part in (fresh, more))
     assert again == pytest.approx(once, abs=1e-4)
 
 
