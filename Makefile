@@ -7,6 +7,7 @@ PY := .venv/bin/python
 DEMO := --data-dir data/demo
 MODELS := --checkpoint-dir checkpoints/demo
 CLAIMS := --data-dir data/demo/claims
+WORKERS := --numprocesses 2 --dist worksteal
 
 .PHONY: demo pipeline test test-all lint bench ablation notebooks clean
 
@@ -29,10 +30,10 @@ pipeline: .venv/base  ## the same for the photos in data/images (DATA=…, BACKB
 	$(PY) evaluate_gps_model.py --data-dir $(DATA)
 
 test: .venv/dev  ## the default suite, minutes
-	$(PY) -m pytest
+	$(PY) -m pytest $(WORKERS)
 
 test-all: .venv/dev  ## the slow tests too
-	$(PY) -m pytest -m "slow or not slow"
+	$(PY) -m pytest $(WORKERS) -m "slow or not slow"
 
 lint: .venv/dev
 	$(PY) -m ruff check .

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 KINDS = ("sidecar", "copies")
 EXACT_DEG = 1e-6  # what is read back may differ by so much
 EXIFTOOL_SECONDS = 60  # for one photo
+FAT_S = 2.0  # what a file system may round a file's time by
 COPIED = ("jpeg", "webp", "tiff")  # formats of which copies with EXIF are made
 LISTED = {"path", "photo", "action", "extended", "latitude", "longitude", "block", "properties",
           "sha256"}  # fmt: skip
@@ -270,18 +271,20 @@ def write_back(items: list[Item], journal: Path, bar: Callable | None = None) ->
         if path in taken:
             item.action, item.why = "skip", f"{path} was written for another photo"
             continue
-        block = ""
-        if item.action == "extend sidecar":  # listed before it is written: undo needs the very text
-            try:
+        block, modified = "", None
+        try:
+            if item.action == "extend sidecar":  # listed before it is written: undo needs the text
                 block = content_of(item)[1]
-            except (OSError, ValueError) as error:
-                item.action, item.why = "skip", str(error)
-                continue
+            elif item.source:  # a copy gets this time: undo knows by it one made in a killed run
+                modified = os.stat(item.source).st_mtime
+        except (OSError, ValueError) as error:
+            item.action, item.why = "skip", str(error)
+            continue
         taken.add(path)
         fresh.append({"path": path, "photo": item.filename, "action": item.action,
                       "extended": os.path.lexists(path), "latitude": item.lat,
                       "longitude": item.lon, "block": block, "properties": item.properties,
-                      "sha256": None})  # fmt: skip
+                      "modified": modified, "sha256": None})  # fmt: skip
     # What is planned again was listed by a run that was killed before it was made.
     entries = [entry for entry in entries if entry["path"] not in taken]
     if fresh:
@@ -394,7 +397,8 @@ def undo_one(entry: dict) -> str:
     place = entry["latitude"], entry["longitude"]
     if "sidecar" not in entry["action"]:
         told = read_container(Bytes(content))
-        whole = entry["sha256"] in (None, density.file_sha256(path))
+        late = abs(path.stat().st_mtime - entry.get("modified", math.inf))  # not in older lists
+        whole = entry["sha256"] == density.file_sha256(path) if entry["sha256"] else late <= FAT_S
         if not whole or not is_ours(fix_of_gps(read_exif(told.exif)[2]), *place):
             return "left: changed since it was written"
         path.unlink()

@@ -31,7 +31,6 @@ def test_model_is_small_and_named_officially():
     assert "pretrained.blocks.0.attn.qkv.weight" in state
 
 
-@pytest.mark.slow
 def test_orders_depth_of_unseen_islands_better_than_the_row(network):
     """A sample; the full figure is `python data/demo/train_depth.py --evaluate`."""
     from geophoto.depth_network import estimate_depth

@@ -121,7 +121,6 @@ sys.exit(gps_orientation_trainer.main())
 """
 
 
-@pytest.mark.slow
 def test_two_processes_train_like_one_with_twice_the_batch(photo_set, tmp_path):
     script = tmp_path / "together.py"
     script.write_text(TOGETHER.format(root=str(REPOSITORY)), encoding="utf-8")

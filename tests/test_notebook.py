@@ -27,7 +27,6 @@ def inquiry(trained) -> Inquiry:
     return Inquiry(trained.checkpoints, trained.data)
 
 
-@pytest.mark.slow
 def test_a_training_is_followed_stopped_and_goes_on(trained, tmp_path):
     flags = training_arguments(trained.data, tmp_path, "--inputs", "rgb", "--folds", 5)
     at = flags.index("--checkpoint-dir")

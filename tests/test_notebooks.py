@@ -63,11 +63,7 @@ def texts(notebook) -> str:
     return "".join([*plain, *(output.get("text", "") for output in outputs)])
 
 
-@pytest.mark.parametrize(
-    "path",
-    [p if "Prediction" in p.stem else pytest.param(p, marks=pytest.mark.slow) for p in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_the_top(path, folders):
     notebook = adapted(path, folders)
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": path.parent}})

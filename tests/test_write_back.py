@@ -23,6 +23,7 @@ from PIL import Image
 
 import evaluate_gps_model as evaluator
 import exif_extractor
+from geophoto import write_back as write_back_room
 from geophoto.labels import read_photo
 from geophoto.packets import xmp_angle
 from geophoto.photos import photos_of
@@ -393,6 +394,29 @@ def test_a_changed_copy_stays_in_the_list(images, tmp_path):
     done = list(undo(journal)["done"])
     assert done[0].startswith("left") and done[1] == "removed"
     assert [entry["photo"] for entry in read_list(journal)] == ["a.jpg"]
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_copy_changed_after_a_kill_stays_in_the_list(images, tmp_path, monkeypatch, older):
+    """The sum of what was written is not in the list then: no byte of another's work is removed."""
+    with monkeypatch.context() as patch:
+        first = iter([write_back_room.write_list])
+        patch.setattr(
+            write_back_room, "write_list", lambda *about: next(first, lambda *_: 0)(*about)
+        )
+        _, journal = write(images, tmp_path / "out", "copies", answers(["a.jpg", "c.webp"]))
+    listed = json.loads(journal.read_text())
+    assert [entry["sha256"] for entry in listed["written"]] == [None, None]
+    if older:  # lists of earlier versions hold no times
+        for entry in listed["written"]:
+            del entry["modified"]
+        journal.write_text(json.dumps(listed))
+    changed = images.parent / "out/a.jpg"
+    with Image.open(changed) as image:  # as an editor does, which keeps the EXIF
+        image.rotate(180).save(changed, exif=image.info["exif"])
+    done = list(undo(journal)["done"])
+    assert done[0].startswith("left: changed") and changed.exists()
+    assert done[1] == ("left: changed since it was written" if older else "removed")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"written": [{}]}', b'{"written": 3}', b"\xff",
