@@ -23,7 +23,7 @@ from geophoto.photos import Photos
 from geophoto.targets import HEADS, Normalisation
 
 UNIMPORTANT = ("micro_batch", "compile", "cache_gb")  # settings that results do not depend on
-FORMAT = 11  # of the checkpoint; raised when an older one can no longer be read
+FORMAT = 12  # of the checkpoint; raised when an older one can no longer be read
 OF_TRAINING = ("names", "groups", "fold", "part", "left_out")  # of the split, one for each photo
 
 # ---------------------------------------------------------------- write

@@ -24,7 +24,13 @@ from geophoto.mixtures import (
 )
 from geophoto.orientations import fit_temperature
 from geophoto.photos import Photos
-from geophoto.targets import MINUTES_PER_DAY, Normalisation, decode, minutes_apart
+from geophoto.targets import (
+    MINUTES_PER_DAY,
+    Normalisation,
+    breadth,
+    decode,
+    minutes_apart,
+)
 from geophoto.voices import (
     MOST_FITTED,
     MOST_PRIOR,
@@ -93,21 +99,22 @@ def gather_evidence(
     truth, group = np.full_like(own, np.nan), np.arange(len(own))
     if asked is not None:
         truth, group = values_of(head, vars(asked), normalisation), asked.group
+    broad = breadth(prediction["time"]) if head == "time" else np.ones(len(own))
     labels = values_of(head, gallery, normalisation) if gallery is not None else own[:0]
     known = np.flatnonzero(is_known(labels))
     if not len(known):  # none may be told, or there is none; positions have their centre
         prior = normalisation.centre[None] if head == "gps" else own[:0]
         away = np.linalg.norm(prediction["trunk"], axis=1)  # from the mean of the training photos
-        return Evidence(
-            np.zeros((len(own), 0)), own[:, None][:, :0], own, prior, truth, away, group
-        )
+        near = np.zeros((len(own), 0)), own[:, None][:, :0]
+        return Evidence(*near, own, prior, truth, away, group, broad)
     labels, searched, who = labels[known], {} if searched is None else searched, known.tobytes()
     if who not in searched:
         features = (gallery or {})["features"][known]
         searched[who] = nearest_features(prediction["trunk"], features, NEIGHBOURS)
     similar, index, away = searched[who]
     prior = labels[:: max(1, math.ceil(len(labels) / MOST_PRIOR))]
-    return Evidence(similar.astype(float), labels[index], own, prior, truth, away, group)
+    near = similar.astype(float), labels[index]
+    return Evidence(*near, own, prior, truth, away, group, broad)
 
 
 def gather_all(

@@ -61,7 +61,8 @@ class Grid:
         frequency = np.fft.rfftfreq(count, step)
         total = np.zeros((cells, count // 2 + 1), complex)
         for j, width in enumerate(widths_of(space)[:-1]):
-            kernel = np.exp(-2 * (np.pi * frequency * width) ** 2)
+            wide = width * evidence.breadth[:, None] if voice[j] == 1 else width
+            kernel = np.exp(-2 * (np.pi * frequency * wide) ** 2)
             total += weights[:, j : j + 1] * spoken[voice[j]] * kernel
         chances = np.maximum(np.fft.irfft(total, count), 0) + weights[:, -1:] / count
         return cls(points, chances / chances.sum(axis=1, keepdims=True), circular)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 MINUTES_PER_DAY = 1440
+LENGTHS = (0.1, 0.9)  # of time's answers that are believed: a regression can leave the circle
+USUAL = 240.0  # minutes of scatter
 HEADS = ("gps", "time", "orientation", "altitude", "sun")
 
 # ---------------------------------------------------------------- circle
@@ -34,6 +36,19 @@ def point_minutes(points: np.ndarray) -> np.ndarray:
     """Points (..., 2) of any length → minutes of the day, 0 ≤ m < 1440."""
     angle = np.arctan2(points[..., 1], points[..., 0])
     return (angle * (MINUTES_PER_DAY / (2 * np.pi))) % MINUTES_PER_DAY
+
+
+def breadth(points: np.ndarray) -> np.ndarray:
+    """How broad a density around the times of points (..., 2) should be, 1 where they scatter by
+    USUAL minutes.
+
+    A mean of points on the circle is the shorter the more they scatter: its length tells their
+    circular standard deviation (Mardia & Jupp 2000, eq. 2.3.14). Of that the root: lengths that a
+    regression guesses differ more than scatters do.
+    """
+    length = np.linalg.norm(points, axis=-1).clip(*LENGTHS)
+    scatter = np.sqrt(-2 * np.log(length)) * (MINUTES_PER_DAY / (2 * np.pi))
+    return np.sqrt(scatter / USUAL)
 
 
 def minutes_apart(a: ArrayLike, b: ArrayLike) -> np.ndarray:

@@ -41,7 +41,7 @@ class Space(abc.ABC):
     def apart(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Distance of two values, which broadcast."""
 
-    def log_at(self, apart: np.ndarray, width: float) -> np.ndarray:
+    def log_at(self, apart: np.ndarray, width: np.ndarray | float) -> np.ndarray:
         """Log density of a kernel so far from its middle."""
         return -0.5 * (apart / width) ** 2 - np.log(width * np.sqrt(2 * np.pi))
 
@@ -65,9 +65,9 @@ class Sphere(Space):
         """Distance in km of unit vectors (..., 3)."""
         return density.arc_km(a, b)
 
-    def log_at(self, apart: np.ndarray, width: float) -> np.ndarray:
+    def log_at(self, apart: np.ndarray, width: np.ndarray | float) -> np.ndarray:
         least = density.LEAST_RADIUS_KM
-        return density.kernel_log_per_km2(apart, max(width * self.scale, least))
+        return density.kernel_log_per_km2(apart, np.maximum(width * self.scale, least))
 
 
 class Circle(Space):
@@ -95,7 +95,8 @@ class Line(Space):
 
 
 def widths_of(space: Space) -> tuple[float, ...]:
-    """Width of every kernel in the order of the weights; the floor, which comes last, has 0."""
+    """Width of every kernel in the order of the weights, the head's for a breadth of 1; the floor,
+    which comes last, has 0."""
     return (*space.NEAR, *space.HEAD, *space.PRIOR, 0.0)
 
 
@@ -120,10 +121,13 @@ class Evidence:
     truth: np.ndarray  # (Q[, 3])
     away: np.ndarray  # (Q,) distance in feature space to the nearest training photo
     group: np.ndarray = None  # type: ignore[assignment]  # (Q,) of the split; each its own unless told
+    breadth: np.ndarray = None  # type: ignore[assignment]  # (Q,) of the head's kernels: of times
 
     def __post_init__(self) -> None:
         if self.group is None:
             self.group = np.arange(len(self))
+        if self.breadth is None:
+            self.breadth = np.ones(len(self))
 
     def __len__(self) -> int:
         return len(self.head)
@@ -135,7 +139,7 @@ class Evidence:
             yield self.take(slice(start, start + AT_ONCE))
 
     def take(self, rows: np.ndarray | slice) -> Evidence:
-        names = ("similar", "near", "head", "truth", "away", "group")
+        names = ("similar", "near", "head", "truth", "away", "group", "breadth")
         return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
     def shares(self, temperature: float) -> np.ndarray:
@@ -178,7 +182,7 @@ class Evidence:
         for part in self.parts():
             silent, count = np.full(len(part), -np.inf), len(part.prior)
             apart = space.apart(part.truth, part.head)
-            columns = [space.log_at(apart, width) for width in space.HEAD]
+            columns = [space.log_at(apart, width * part.breadth) for width in space.HEAD]
             apart = space.apart(part.truth[:, None], part.prior[None])
             columns += [
                 log_sum(space.log_at(apart, width)) - np.log(count) if count else silent

@@ -12,6 +12,7 @@ from crepes import ConformalRegressor
 import density
 from geophoto import archives, baselines, densities, voices
 from geophoto.densities import HeadDensity
+from geophoto.targets import time_point
 from geophoto.voices import Evidence
 
 HEADS = ("gps", "time", "altitude")
@@ -83,6 +84,28 @@ def test_where_nobody_knows_the_answer_is_no_worse_than_saying_nothing(head):
     )
     assert found.mean() < 1.05 * plain.mean()
     assert not answer["confident"].any()
+
+
+def test_a_time_is_as_sure_as_the_length_of_its_answer_tells():
+    """Half of the photos have long answers that are good, half short ones that are bad."""
+    rng, asked = np.random.default_rng(5), []
+    for _ in range(5):
+        truth, sure = rng.uniform(0, 1440, 200), rng.random(200) < 0.5
+        points = time_point(truth + rng.normal(0, np.where(sure, 60, 200)))
+        points *= np.where(sure, 0.95, 0.3)[:, None]
+        found = {"gps": np.zeros((200, 2)), "time": points, "altitude": np.zeros(200),
+                 "sun": np.zeros(200), "trunk": rng.normal(size=(200, 4))}  # fmt: skip
+        photos = dataclasses.replace(make_photos(200), minutes=truth % 1440)
+        asked.append(densities.gather_evidence("time", found, None, SCALE, photos))
+    deaf = [dataclasses.replace(evidence, breadth=np.ones(200)) for evidence in asked]
+    told = []
+    for *parts, fresh in (asked, deaf):
+        one = densities.fit_head("time", parts, [SCALE] * 4)
+        width = one.answer("time", fresh, SCALE)["width"]
+        likely = densities.log_likelihoods(one, fresh, voices.Circle())["posterior"].mean()
+        told.append((width[sure].mean() / width[~sure].mean(), likely))
+    (narrower, likely), (alike, less_likely) = told
+    assert narrower < 0.75 < 0.95 < alike and likely > less_likely + 0.05
 
 
 @pytest.mark.parametrize("head", ["time", "altitude"])

@@ -1,5 +1,7 @@
 """Densities as cells and as draws, against sums by hand and closed forms."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -22,8 +24,9 @@ def line_evidence(count: int, seed: int) -> Evidence:
 @pytest.mark.parametrize("kind", ["circle", "line"])
 def test_cells_hold_the_density_of_the_kernels(kind):
     """At every cell the grid says what kernel_logs and the weights say of a truth there."""
-    circular = kind == "circle"
+    circular, breadth = kind == "circle", np.array([0.9, 1.0, 1.4])
     evidence = circle_evidence(3, 7) if circular else line_evidence(3, 7)
+    evidence = dataclasses.replace(evidence, breadth=breadth)
     space = Circle() if circular else Line()
     stack = voices.fit_stack([evidence], [space])
     weights = stack.weights(evidence.gate())
@@ -35,7 +38,7 @@ def test_cells_hold_the_density_of_the_kernels(kind):
                for v in (evidence.near, evidence.head, evidence.prior)]  # fmt: skip
     for cell in (5, 300, 777, len(grid.points) - 3):
         there = np.full(3, grid.points[cell])
-        moved = Evidence(evidence.similar, *snapped, there, evidence.away)
+        moved = Evidence(evidence.similar, *snapped, there, evidence.away, breadth=breadth)
         logs = moved.kernel_logs(space, stack.temperature)
         if not circular:
             logs[:, -1] = -np.log(len(grid.points) * grid.step)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from conftest import make_batch, make_normalisation, make_photos
 from hypothesis import given, settings
@@ -109,6 +110,20 @@ def test_the_mean_of_late_and_early_is_midnight():
     middle = targets.time_point(np.array([1430.0, 10.0])).mean(axis=0)
     assert targets.minutes_apart(targets.point_minutes(middle), 0) < 1e-9
     assert targets.minutes_apart(1430, 10) == 20
+
+
+@pytest.mark.parametrize("spread", [150, 250, 400])
+def test_breadth_is_the_root_of_the_circular_deviation(spread):
+    minutes = np.random.default_rng(0).normal(700, spread, 4000)
+    mean = targets.time_point(minutes).mean(axis=0)
+    told = scipy.stats.circstd(minutes, high=1440)
+    assert targets.breadth(mean) ** 2 * targets.USUAL == pytest.approx(told, rel=1e-6)
+
+
+def test_answers_beside_the_circle_have_a_breadth_all_the_same():
+    found = targets.breadth(np.array([[0, 0], [0.02, 0], [0, 0.95], [-1.5, 0]], float))
+    assert (found > 0.5).all() and (found < 1.5).all()
+    assert found[0] == found[1] > found[2] == found[3]
 
 
 @given(st.lists(st.floats(-400, 8000), min_size=1, max_size=30))
