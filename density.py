@@ -265,8 +265,13 @@ def arc_km(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
     2R·atan2(|u−v|, |u+v|), after Kahan: the haversine's arcsine loses digits at the antipode.
     """
-    apart = np.linalg.norm(u - v, axis=-1)
-    return 2 * EARTH_RADIUS_KM * np.arctan2(apart, np.linalg.norm(u + v, axis=-1))
+    return 2 * EARTH_RADIUS_KM * np.arctan2(_length(u - v), _length(u + v))
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """Of vectors (..., 3): the same bits as np.linalg.norm in half the time."""
+    x, y, z = np.moveaxis(vectors, -1, 0)
+    return np.sqrt(x * x + y * y + z * z)
 
 
 def distance_label(km: float, _position=None) -> str:

@@ -277,9 +277,9 @@ def naive(photo_set: PhotoSet, seed: int) -> dict:
 
 def only(voice: int) -> list[tuple]:
     """Patches that silence all voices but one (0 neighbours, 1 head, 2 prior) and the floor."""
-    logs_of, fit = voices.Evidence.kernel_logs, voices.Stack.fit
+    logs_of, fit = voices.Evidence.logs_by_temperature, voices.Stack.fit
 
-    def kernel_logs(evidence: voices.Evidence, space: voices.Space, *about) -> np.ndarray:
+    def heard_logs(evidence: voices.Evidence, space: voices.Space, *about) -> np.ndarray:
         heard = np.isin(voices.voice_of(space), (voice, 3))
         return np.where(heard, logs_of(evidence, space, *about), -np.inf)
 
@@ -288,7 +288,10 @@ def only(voice: int) -> list[tuple]:
         offset = np.where(heard, stack.offset, -1e3)
         return dataclasses.replace(stack, offset=offset, slope=stack.slope * heard)
 
-    return [(voices.Evidence, "kernel_logs", kernel_logs), (voices.Stack, "fit", fit_heard)]
+    return [
+        (voices.Evidence, "logs_by_temperature", heard_logs),
+        (voices.Stack, "fit", fit_heard),
+    ]
 
 
 def estimator(cost: Callable) -> list[tuple]:

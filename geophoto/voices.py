@@ -158,38 +158,37 @@ class Evidence:
         floor where no label may be told."""
         return voice_of(space) == (2 if len(self.prior) else 3)
 
-    def kernel_logs(
-        self, space: Space, temperature: float, others: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Log density of every kernel at the truth, (Q, J); -inf for a voice that is silent.
-        `others` are the other_logs, where they are known already."""
-        near = np.concatenate([part.near_logs(space, temperature) for part in self.parts()])
-        return np.hstack([near, self.other_logs(space) if others is None else others])
+    def kernel_logs(self, space: Space, temperature: float) -> np.ndarray:
+        """Log density of every kernel at the truth, (Q, J); -inf for a voice that is silent."""
+        return self.logs_by_temperature(space, (temperature,))[0]
 
-    def near_logs(self, space: Space, temperature: float) -> np.ndarray:
-        """Log density at the truth of the neighbours' kernels, (Q, len(NEAR))."""
-        logs = np.full((len(self), len(space.NEAR)), -np.inf)
-        if self.similar.shape[1]:
-            shares = log_of(self.shares(temperature))
-            apart = space.apart(self.truth[:, None], self.near)
-            for column, width in enumerate(space.NEAR):
-                logs[:, column] = log_sum(shares + space.log_at(apart, width))
-        return logs
-
-    def other_logs(self, space: Space) -> np.ndarray:
-        """Log density at the truth of all other kernels, which no temperature changes."""
+    def logs_by_temperature(self, space: Space, temperatures: tuple[float, ...]) -> np.ndarray:
+        """kernel_logs for several temperatures, (T, Q, J): they change the neighbours' alone."""
         found = []
         for part in self.parts():
-            silent, count = np.full(len(part), -np.inf), len(part.prior)
-            apart = space.apart(part.truth, part.head)
-            columns = [space.log_at(apart, width * part.breadth) for width in space.HEAD]
-            apart = space.apart(part.truth[:, None], part.prior[None])
-            columns += [
-                log_sum(space.log_at(apart, width)) - np.log(count) if count else silent
-                for width in space.PRIOR
-            ]
-            found.append(np.stack([*columns, np.full(len(part), space.log_floor)], axis=1))
-        return np.concatenate(found)
+            near = np.full((len(temperatures), len(part), len(space.NEAR)), -np.inf)
+            if part.similar.shape[1]:
+                shares = [log_of(part.shares(temperature)) for temperature in temperatures]
+                apart = space.apart(part.truth[:, None], part.near)
+                for column, width in enumerate(space.NEAR):
+                    logs = space.log_at(apart, width)
+                    near[:, :, column] = [log_sum(share + logs) for share in shares]
+            others = part.other_logs(space)
+            others = np.broadcast_to(others, (len(temperatures), *others.shape))
+            found.append(np.concatenate([near, others], axis=2))
+        return np.concatenate(found, axis=1)
+
+    def other_logs(self, space: Space) -> np.ndarray:
+        """Log density at the truth of all kernels but the neighbours'."""
+        silent, count = np.full(len(self), -np.inf), len(self.prior)
+        apart = space.apart(self.truth, self.head)
+        columns = [space.log_at(apart, width * self.breadth) for width in space.HEAD]
+        apart = space.apart(self.truth[:, None], self.prior[None])
+        columns += [
+            log_sum(space.log_at(apart, width)) - np.log(count) if count else silent
+            for width in space.PRIOR
+        ]
+        return np.stack([*columns, np.full(len(self), space.log_floor)], axis=1)
 
 
 def log_of(chances: np.ndarray) -> np.ndarray:
@@ -277,11 +276,10 @@ class Stack:
 def fit_stack(parts: list[Evidence], spaces: list[Space]) -> Stack:
     """The stack of the temperature that makes the truths of all parts most likely."""
     gate = np.concatenate([part.gate() for part in parts])
-    others = [part.other_logs(space) for part, space in zip(parts, spaces, strict=True)]
+    told = zip(parts, spaces, strict=True)
+    every = [part.logs_by_temperature(space, TEMPERATURES) for part, space in told]
     found = []
-    for temperature in TEMPERATURES:
-        each = zip(parts, spaces, others, strict=True)
-        logs = np.concatenate([part.kernel_logs(space, temperature, o) for part, space, o in each])
+    for temperature, logs in zip(TEMPERATURES, np.concatenate(every, axis=1), strict=True):
         stack = Stack.fit(temperature, logs, gate)
         found.append((float(stack.log_likelihood(logs, gate).mean()), stack))
     return max(found, key=lambda one: one[0])[1]
