@@ -24,13 +24,7 @@ from geophoto.mixtures import (
 )
 from geophoto.orientations import fit_temperature
 from geophoto.photos import Photos
-from geophoto.targets import (
-    MINUTES_PER_DAY,
-    Normalisation,
-    breadth,
-    decode,
-    minutes_apart,
-)
+from geophoto.targets import MINUTES_PER_DAY, Normalisation, breadth, decode, minutes_apart
 from geophoto.voices import (
     MOST_FITTED,
     MOST_PRIOR,
@@ -233,9 +227,9 @@ def fit_head(head: str, parts: list[Evidence], scales: list[Normalisation]) -> H
         return None
     spaces = [space_of(head, scale) for _, scale in cases]
     kept = [part for part, _ in cases]
-    whole = HeadDensity(fit_stack(kept, spaces), far=reach_of_the_known(kept))
-    told, gates = zip(kept, spaces, strict=True), [part.gate() for part in kept]
-    logs = [part.kernel_logs(space, whole.stack.temperature) for part, space in told]
+    stack, logs = fit_stack(kept, spaces)
+    whole = HeadDensity(stack, far=reach_of_the_known(kept))
+    gates = [part.gate() for part in kept]
     stacks = [fit_without(whole.stack, logs, gates, i) for i in range(len(kept))]
     if head != "gps":  # a position is one of the places that speak, the middle among them
         whole.trust = fit_trust(stacks, kept, spaces, logs)

@@ -273,16 +273,19 @@ class Stack:
         return log_mixed(self.weights(gate), logs)
 
 
-def fit_stack(parts: list[Evidence], spaces: list[Space]) -> Stack:
-    """The stack of the temperature that makes the truths of all parts most likely."""
+def fit_stack(parts: list[Evidence], spaces: list[Space]) -> tuple[Stack, list[np.ndarray]]:
+    """The stack of the temperature that makes the truths of all parts most likely, and the
+    kernel_logs of each part at it."""
     gate = np.concatenate([part.gate() for part in parts])
     told = zip(parts, spaces, strict=True)
     every = [part.logs_by_temperature(space, TEMPERATURES) for part, space in told]
     found = []
-    for temperature, logs in zip(TEMPERATURES, np.concatenate(every, axis=1), strict=True):
+    for i, temperature in enumerate(TEMPERATURES):
+        logs = np.concatenate([each[i] for each in every])
         stack = Stack.fit(temperature, logs, gate)
-        found.append((float(stack.log_likelihood(logs, gate).mean()), stack))
-    return max(found, key=lambda one: one[0])[1]
+        found.append((float(stack.log_likelihood(logs, gate).mean()), i, stack))
+    _, best, stack = max(found, key=lambda one: one[0])
+    return stack, [each[best] for each in every]
 
 
 def fit_without(stack: Stack, logs: list[np.ndarray], gates: list[np.ndarray], i: int) -> Stack:

@@ -28,7 +28,7 @@ def test_cells_hold_the_density_of_the_kernels(kind):
     evidence = circle_evidence(3, 7) if circular else line_evidence(3, 7)
     evidence = dataclasses.replace(evidence, breadth=breadth)
     space = Circle() if circular else Line()
-    stack = voices.fit_stack([evidence], [space])
+    stack = voices.fit_stack([evidence], [space])[0]
     weights = stack.weights(evidence.gate())
     weights[:, -1] += 0.1  # some floor, too
     weights /= weights.sum(axis=1, keepdims=True)
@@ -50,7 +50,7 @@ def test_cells_hold_the_density_of_the_kernels(kind):
 @given(st.integers(0, 10**6))
 def test_the_point_on_the_circle_has_the_least_expected_distance(seed):
     evidence = circle_evidence(2, seed)
-    stack = voices.fit_stack([evidence], [Circle()])
+    stack = voices.fit_stack([evidence], [Circle()])[0]
     grid = Grid.of(evidence, Circle(), stack, stack.weights(evidence.gate()))
     apart = np.abs((grid.points[:, None] - grid.points + 720) % 1440 - 720)
     cost = grid.chances @ apart
@@ -60,7 +60,7 @@ def test_the_point_on_the_circle_has_the_least_expected_distance(seed):
 
 def test_the_point_on_the_line_is_the_median():
     evidence = line_evidence(4, 1)
-    stack = voices.fit_stack([evidence], [Line()])
+    stack = voices.fit_stack([evidence], [Line()])[0]
     grid = Grid.of(evidence, Line(), stack, stack.weights(evidence.gate()))
     below = (grid.chances * (grid.points <= grid.medians()[:, None])).sum(axis=1)
     assert below == pytest.approx(0.5, abs=0.01)
@@ -92,7 +92,7 @@ def sphere_evidence(count: int, seed: int) -> Evidence:
 def test_draws_of_one_kernel_lie_as_far_as_they_should():
     """Of a von Mises–Fisher kernel, P(angle ≤ a) = (1 − exp(−κ(1 − cos a))) / (1 − exp(−2κ))."""
     evidence, space = sphere_evidence(2, 0), Sphere(50.0)
-    stack = voices.fit_stack([evidence], [space])
+    stack = voices.fit_stack([evidence], [space])[0]
     weights = np.zeros((2, len(voices.widths_of(space))))
     column = list(voices.voice_of(space)).index(1) + 3  # a kernel on the head's point
     weights[:, column] = 1
@@ -107,7 +107,7 @@ def test_draws_of_one_kernel_lie_as_far_as_they_should():
 
 def test_draws_are_shared_by_the_weights():
     evidence, space = sphere_evidence(3, 1), Sphere(0.01)  # kernels of metres: whose, is plain
-    stack = voices.fit_stack([evidence], [space])
+    stack = voices.fit_stack([evidence], [space])[0]
     voice = voices.voice_of(space)
     weights = np.tile(np.where(voice == 0, 0.5 / 9, np.where(voice == 1, 0.3 / 5, 0.0)), (3, 1))
     weights[:, voice == 2] = 0.2 / 4

@@ -86,7 +86,7 @@ def test_weights_are_shares_and_no_less_likely_than_even_ones(seed, count):
 
 
 def test_the_gate_trusts_neighbours_only_where_they_are_near():
-    stack = voices.fit_stack([circle_evidence(400, 1)], [Circle()])
+    stack = voices.fit_stack([circle_evidence(400, 1)], [Circle()])[0]
     fresh = circle_evidence(400, 2)
     near = voices.voice_of(Circle()) == 0
     trust = stack.weights(fresh.gate())[:, near].sum(axis=1)
@@ -95,7 +95,7 @@ def test_the_gate_trusts_neighbours_only_where_they_are_near():
 
 
 def test_beyond_what_was_seen_the_gate_stays_at_its_edge():
-    stack = voices.fit_stack([circle_evidence(100, 3)], [Circle()])
+    stack = voices.fit_stack([circle_evidence(100, 3)], [Circle()])[0]
     edge, beyond = stack.gate_high[None], stack.gate_high[None] + 50
     assert stack.weights(edge) == pytest.approx(stack.weights(beyond))
 
@@ -110,7 +110,7 @@ def test_silent_voices_cost_nothing():
 
 
 def test_what_is_unlike_all_others_gets_the_weights_of_the_prior():
-    stack = voices.fit_stack([circle_evidence(100, 4)], [Circle()])
+    stack = voices.fit_stack([circle_evidence(100, 4)], [Circle()])[0]
     voice = voices.voice_of(Circle())
     weights = stack.weights(circle_evidence(3, 5).gate())
     moved = stack.fall_back(weights, np.array([0.0, 0.5, 1.0]), voice == 2)
@@ -128,7 +128,7 @@ def grouped(evidence: Evidence, size: int) -> Evidence:
 
 def trust_of(seen: Evidence, fresh: Evidence) -> float:
     """In a stack fitted on some photos, by others."""
-    return trusted(voices.fit_stack([seen], [Circle()]), fresh)
+    return trusted(voices.fit_stack([seen], [Circle()])[0], fresh)
 
 
 def trusted(stack: voices.Stack, fresh: Evidence) -> float:
@@ -145,7 +145,7 @@ def test_a_stack_is_trusted_as_far_as_photos_that_it_never_saw_bear_it_out():
 
 @pytest.mark.parametrize("size", [1, 5, 60])
 def test_trust_is_the_likeliest_share_of_a_search_by_hand(size):
-    stack = voices.fit_stack([circle_evidence(200, 10, 0.3)], [Circle()])
+    stack = voices.fit_stack([circle_evidence(200, 10, 0.3)], [Circle()])[0]
     fresh, voice = grouped(circle_evidence(300, 11, 0.1), size), voices.voice_of(Circle())
     logs, own = fresh.kernel_logs(Circle(), stack.temperature), stack.weights(fresh.gate())
     prior = np.where(voice == 2, np.exp(stack.offset), 0) / np.exp(stack.offset)[voice == 2].sum()
@@ -159,7 +159,7 @@ def test_trust_is_the_likeliest_share_of_a_search_by_hand(size):
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6))
 def test_photos_taken_several_times_change_no_trust(seed, times):
-    stack = voices.fit_stack([circle_evidence(60, seed, 0.2)], [Circle()])
+    stack = voices.fit_stack([circle_evidence(60, seed, 0.2)], [Circle()])[0]
     fresh = grouped(circle_evidence(40, seed + 1, 0.2), 1)
     more = fresh.take(np.repeat(np.arange(40), times))
     once, again = (trusted(stack, part) for part in (fresh, more))
