@@ -15,8 +15,8 @@ from geophoto.orientations import ORIENTATIONS
 
 MAX_XMP_BYTES = 2_000_000  # an XMP packet longer than this is cut; inflated profiles too
 NOT_HEX = bytes(set(range(256)) - set(b"0123456789abcdefABCDEF"))
-MAX_TEXTS = 16  # metadata texts read in one PNG
-MAX_PARTS = 100_000  # segments, chunks or boxes walked in one file before giving up
+MAX_TEXTS = 16  # metadata texts or items read in one file
+MAX_PARTS = 40_000  # segments, chunks or boxes walked in one file before giving up
 
 
 class OpenFile:
@@ -306,20 +306,24 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
     if b"iinf" not in parts or b"iloc" not in parts:
         return
     places = _item_places(meta, *parts[b"iloc"])
-    start, end = parts[b"iinf"]
+    (start, end), texts = parts[b"iinf"], 0
     for kind, at, past in _boxes(meta, start + (8 if meta[start] else 6), end):
         wide = 4 if meta[at] > 2 else 2  # bytes of an item number
         sort = meta[at + 6 + wide : at + 10 + wide]
         method, offset, size = places.get(_uint(meta, at + 4, wide), (None, 0, 0))
         if kind != b"infe" or meta[at] < 2 or method not in (0, 1):
             continue
+        packet = sort == b"mime" and b"rdf+xml" in meta[at:past]
+        texts += packet or sort == b"Exif"
+        if texts > MAX_TEXTS:
+            return
         place = data.part(offset, size)
         if method == 1:  # inside meta itself
             place = Bytes(meta, None, parts.get(b"idat", (0, 0))[0] + offset, size)
         if sort == b"Exif":
             block = place.part(4 + _uint(place.at(0, 4), 0, 4), size)
             photo.exif = photo.exif or _exif_blocks(block)  # others may be other pictures'
-        elif sort == b"mime" and b"rdf+xml" in meta[at:past]:
+        elif packet:
             photo.xmp = photo.xmp or place.at(0, MAX_XMP_BYTES)
 
 

@@ -249,7 +249,7 @@ def bombs() -> dict[str, bytes]:
     moving = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(10) + frame * 10_000
     boxes = struct.pack(">I4s4sI", 16, b"ftyp", b"heic", 0)
     nested = b"".join(struct.pack(">I4s", 8, b"free") for _ in range(200_000))
-    items = struct.pack(">I4sI", 12 + 16, b"meta", 0) + struct.pack(
+    places = struct.pack(">I4sI", 12 + 16, b"meta", 0) + struct.pack(
         ">I4sII", 16, b"iloc", 0, 0xFFFFFFFF
     )
     ring = struct.pack("<2sHIHHHIIHHII", b"II", 42, 8, 2, 0x8769, 4, 1, 8, 0x8825, 4, 1, 8)
@@ -266,6 +266,12 @@ def bombs() -> dict[str, bytes]:
     def box(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I4s", len(body) + 8, kind) + body
 
+    def items(entry: bytes) -> bytes:
+        """A HEIC file that lists as many items of one sort as a header may hold."""
+        location = box(b"iloc", bytes(4) + b"\x44\0\0\1\0\1\0\0" + bytes(10))
+        listed = box(b"iinf", bytes(4) + b"\xff\xff" + 95_000 * box(b"infe", entry))
+        return boxes + box(b"meta", bytes(4) + box(b"pitm", bytes(4) + b"\0\1") + location + listed)
+
     return {
         "one_long.jpg": jpeg,
         "one_long.tif": count,
@@ -275,21 +281,17 @@ def bombs() -> dict[str, bytes]:
         "inflating_xmp.png": png_chunk(png, b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + inflating),
         "frames.webp": b"RIFF" + struct.pack("<I", len(moving)) + moving,
         "boxes.heic": boxes + nested,
-        "items.heic": boxes + items,
+        "places.heic": boxes + places,
         "ring.tif": ring,
         "laughs.jpg": b"\xff\xd8" + segment(xmp) + b"\xff\xd9",
         "deep.jpg": b"\xff\xd8" + segment(deep) + b"\xff\xd9",
         "segments.jpg": b"\xff\xd8" + b"\xff\xe0\0\2" * 3_000_000,
         "continued.jpg": b"\xff\xd8" + segment(app1) + segment(b"Exif\0\0" + bytes(65_000)) * 200,
         "blocks.jpg": b"\xff\xd8" + segment(b"Exif\0\0" + (full + entries)[:65_000]) * 200,
-        "infe.heic": boxes
-        + box(
-            b"meta",
-            bytes(4)
-            + box(b"pitm", bytes(4) + b"\0\1")
-            + box(b"iloc", bytes(4) + b"\x44\0\0\1\0\1\0\0" + bytes(10))
-            + box(b"iinf", bytes(4) + b"\xff\xff" + 95_000 * box(b"infe", b"\2\0\0\0\0\1\0\0Exif")),
-        ),
+        "items_exif.heic": items(b"\2\0\0\0\0\1\0\0Exif"),
+        "items_mime.heic": items(b"\2\0\0\0\0\1\0\0mime"),
+        "items_xmp.heic": items(b"\2\0\0\0\0\1\0\0mimerdf+xml"),
+        "items_else.heic": items(b"\2\0\0\0\0\1\0\0hvc1"),
         "fill.jpg": b"\xff\xd8" + b"\xff" * 8_000_000,
         "zeros.jpg": b"\xff\xd8" + bytes(50_000_000),
         "chunks.png": png[:33] + b"\0\0\0\0tEXt\0\0\0\0" * 1_000_000,
