@@ -172,9 +172,13 @@ def position_points(
     Between two gambles: least expected distance runs to the middle of everything that is
     possible, least expected log distance bets on one near photo.
     """
-    chords = 2 - 2 * np.clip(tried @ draws.transpose(0, 2, 1), -1, 1)  # squared
-    costs = cost(np.arcsin(np.sqrt(chords) / 2))  # of half the angle: no matter for the choice
-    return tried[np.arange(len(tried)), costs.mean(axis=2).argmin(axis=1)]
+    best = []
+    for places, drawn in zip(tried, draws, strict=True):  # one photo's fit the processor's cache
+        # squared, in float64 right to a metre; their roots need no more than float32
+        chords = np.clip(2 - 2 * places @ drawn.T, 0, 4).astype(np.float32)
+        half = np.arcsin(np.sqrt(chords) / 2)  # of the angle: no matter for the choice
+        best.append(cost(half).mean(axis=1).argmin())
+    return tried[np.arange(len(tried)), best]
 
 
 def draw_ranges(tried: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, Ranges]:

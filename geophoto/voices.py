@@ -19,7 +19,7 @@ from geophoto.targets import MINUTES_PER_DAY, minutes_apart
 
 NEIGHBOURS = 64  # of the training photos that speak
 MOST_PRIOR = 2000  # training labels that the prior is made of, evenly thinned
-AT_ONCE = 256  # photos whose kernels, cells or draws are in memory together
+AT_ONCE = 64  # photos whose kernels, cells or draws are in memory together
 MOST_FITTED = 5000  # held-out photos that weights are fitted on
 TEMPERATURES = (0.05, 0.08, 0.12, 0.2, 0.4, 0.8)  # of the similarities; lower bets on one photo
 GATE_PENALTY = 10.0  # on the squared slopes of the gate
