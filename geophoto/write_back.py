@@ -27,7 +27,14 @@ from geophoto.labels import read_photo
 from geophoto.packets import parse_xmp
 from geophoto.pictures import scan
 from geophoto.positions import Fix, fix_of_gps, fix_of_xmp
-from geophoto.sidecar_edits import Sidecars, cut_block, extend_sidecar, new_sidecar, xmp_degrees
+from geophoto.sidecar_edits import (
+    SPACES,
+    Sidecars,
+    cut_block,
+    extend_sidecar,
+    new_sidecar,
+    xmp_degrees,
+)
 from geophoto.sidecars import SIDECAR_NAMES
 from geophoto.tags import read_exif
 
@@ -39,8 +46,9 @@ EXACT_DEG = 1e-6  # what is read back may differ by so much
 EXIFTOOL_SECONDS = 60  # for one photo
 FAT_S = 2.0  # what a file system may round a file's time by
 COPIED = ("jpeg", "webp", "tiff")  # formats of which copies with EXIF are made
-LISTED = {"path", "photo", "action", "extended", "latitude", "longitude", "block", "properties",
-          "sha256"}  # fmt: skip
+LISTED = {"path": str, "photo": str, "action": str, "extended": bool, "latitude": float,
+          "longitude": float, "block": str, "properties": dict}  # fmt: skip
+LISTED_OR_NULL = {"modified": float, "sha256": str}
 
 # ---------------------------------------------------------------- what is written
 
@@ -331,12 +339,24 @@ def keep_rights(mode: int, path: str) -> None:
 def read_list(journal: Path) -> list[dict]:
     """The files written and not yet taken back; ends the run when the list is none of ours."""
     try:
-        entries = json.loads(journal.read_text(encoding="utf-8"))["written"]
-        if all(isinstance(entry["path"], str) and entry.keys() >= LISTED for entry in entries):
+        content = json.loads(journal.read_text(encoding="utf-8"), parse_int=float)
+        entries = content["written"]
+        if isinstance(entries, list) and all(map(is_listed, entries)):
             return entries
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         density.stop(f"{journal} is no list of files written ({type(error).__name__})")
     density.stop(f"{journal} is no list of files written")
+
+
+def is_listed(entry: dict) -> bool:
+    """Whether an entry of a list holds what undoing needs, each value of its kind; `entry.get`
+    because lists of older versions hold less."""
+    return (
+        all(isinstance(entry[name], kind) for name, kind in LISTED.items())
+        and all(isinstance(entry.get(name), kind | None) for name, kind in LISTED_OR_NULL.items())
+        and all(isinstance(value, str) for value in entry["properties"].values())
+        and all(name.partition(":")[0] in SPACES for name in entry["properties"])
+    )
 
 
 def write_list(journal: Path, entries: list[dict]) -> None:
@@ -397,7 +417,8 @@ def undo_one(entry: dict) -> str:
     place = entry["latitude"], entry["longitude"]
     if "sidecar" not in entry["action"]:
         told = read_container(Bytes(content))
-        late = abs(path.stat().st_mtime - entry.get("modified", math.inf))  # not in older lists
+        modified = entry.get("modified") or math.inf  # not in older lists
+        late = abs(path.stat().st_mtime - modified)
         whole = entry["sha256"] == density.file_sha256(path) if entry["sha256"] else late <= FAT_S
         if not whole or not is_ours(fix_of_gps(read_exif(told.exif)[2]), *place):
             return "left: changed since it was written"

@@ -553,6 +553,40 @@ def test_a_run_after_a_kill_goes_on(images):
     }
 
 
+FOREIGN = {
+    "no entries": 5,
+    "an entry is a text": ["a.jpg"],
+    **{f"{name} is {value!r}": {name: value}
+       for name in (*write_back_room.LISTED, *write_back_room.LISTED_OR_NULL)
+       for value in ([], {"a": 1}, 5, "5", True, None)},
+    "a value is a number": {"properties": {"exif:GPSLatitude": 5}},
+    "an unknown name": {"properties": {"exif": "1", "nobody:knows": "1"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sidecar", "copies"])
+def test_a_list_of_foreign_values_is_one_line(images, tmp_path, capsys, kind):
+    """Refused as a whole where a value is of another sort; one of the right sort ends no run."""
+    _, journal = write(images, tmp_path / "out", kind)
+    good = json.loads(journal.read_text())
+    refused = 0
+    for change in FOREIGN.values():
+        first, *rest = good["written"]
+        changed = [first | change, *rest] if isinstance(change, dict) else change
+        journal.write_text(json.dumps({"written": changed}))
+        try:
+            read_list(journal)
+        except SystemExit as end:
+            assert end.code == 2 and capsys.readouterr().err.count("\n") == 1
+            refused += 1
+            continue
+        undo(journal)
+        write(images, tmp_path / "out", kind)
+    assert (
+        refused == len(FOREIGN) - 11
+    )  # a text for each of 5 texts, a number for 3, True, two nulls
+
+
 # ---------------------------------------------------------------- command line
 
 
