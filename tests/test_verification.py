@@ -341,6 +341,20 @@ def test_a_finetuned_model_judges_its_test_photos(photo_set, tmp_path):
     assert content["summary"]["trained_on"] == len(split["names"]) - len(test)
 
 
+@pytest.mark.parametrize("agrees", [True, False])
+def test_what_is_marked_on_the_page_is_said_in_words(verified, tmp_path, agrees):
+    """An orientation with a low p-value, which all the same is the likeliest, is no evidence."""
+    content = read_found(verified[0])
+    row = content["photos"][0] | {f"p_{kind}": 0.9 for kind in verification.KINDS}
+    row |= {"p": 0.9, "p_orientation": 0.001, "claimed_orientation": "Normal"}
+    row |= {"orientation": "Normal" if agrees else "Rotated 90°", "orientation_chance": 0.4}
+    row["evidence"] = "; also ".join(verification.evidence(row))
+    verification.write_page(tmp_path / "x.html", [row], content["summary"], "rgb")
+    page = (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert page.count('class="low"') == (0 if agrees else 1)
+    assert (">nothing<" in page) == agrees
+
+
 def test_the_page_is_one_file_and_names_are_text(verified, tmp_path):
     page = (verified[0] / "verification.html").read_text(encoding="utf-8")
     assert "http" not in page and "src=" not in page and "<script" not in page
