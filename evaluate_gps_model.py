@@ -180,9 +180,13 @@ def describe(
             else "Random split: near-duplicates on both sides make every figure too good. "
         )
         + f"Backbone {checkpoint['model_config']['backbone']}, {settings['mode']}, "
-        f"{settings['image_size']} px, seed {settings['seed']}. The sentences at the top are about "
-        f"{TITLES[best]}, which was better on validation photos."
+        f"{settings['image_size']} px, seed {settings['seed']}."
     )
+    if len(models) > 1:
+        method += (
+            f" The sentences at the top are about {TITLES[best]}, which was better on validation "
+            "photos."
+        )
     files = {name: model_file(checkpoint_dir, name) for name in models}
     return {
         "lead": lead_of(held, groups, list(models), split), "method": method, "draws": draws,

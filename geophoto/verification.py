@@ -379,6 +379,7 @@ def write_page(path: Path, rows: list[dict], summary: dict, model: str) -> None:
     page = jinja2.Environment(
         autoescape=True, loader=jinja2.FileSystemLoader(Path(__file__).parent)
     ).get_template("verification.html.j2")
-    content = page.render(rows=rows, summary=summary, model=model, kinds=KINDS, in_100=in_100)
+    about = {"model": model, "kinds": KINDS, "distance_label": density.distance_label}
+    content = page.render(rows=rows, summary=summary, **about)
     with density.write_atomically(path, "w", encoding="utf-8") as file:
         file.write(content)

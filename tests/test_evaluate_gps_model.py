@@ -172,7 +172,7 @@ def test_report_is_one_file(evaluated):
     assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:)[a-z/.]""", markup, re.I)
     assert "url(" not in page and "@import" not in page
     assert len(list(output.glob("*.png"))) == 6
-    assert "Do not use it to find people" in page
+    assert "Do not use it to find people" in page and "better on validation photos" in page
     for title in ("RGB", "RGB + depth"):
         assert f">{title}</td>" in page
 
@@ -244,6 +244,8 @@ def test_one_model_alone_can_be_evaluated(trained, tmp_path):
     )  # fmt: skip
     metrics = metrics_of(tmp_path / "out")
     assert code == 0 and "rgb" not in metrics and metrics["depth_minus_rgb"] == {}, printed
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "better on validation photos" not in page  # than which?
 
 
 def test_photos_that_left_the_table_are_left_out(trained, tmp_path):

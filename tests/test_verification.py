@@ -359,6 +359,7 @@ def test_the_page_is_one_file_and_names_are_text(verified, tmp_path):
     page = (verified[0] / "verification.html").read_text(encoding="utf-8")
     assert "http" not in page and "src=" not in page and "<script" not in page
     assert "How much is found" in page and page.count("<tr>") >= 48
+    assert re.search(r"spread of the training photos is [\d,.]+ k?m\.", page)
     content = read_found(verified[0])
     rows = [content["photos"][0] | {"filename": "<script>alert(1)</script>"}]
     verification.write_page(tmp_path / "x.html", rows, content["summary"], "rgb")
