@@ -343,6 +343,8 @@ def read_list(journal: Path) -> list[dict]:
         entries = content["written"]
         if isinstance(entries, list) and all(map(is_listed, entries)):
             return entries
+    except FileNotFoundError:
+        density.stop(f"{journal} does not exist: there is nothing to take back")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         density.stop(f"{journal} is no list of files written ({type(error).__name__})")
     density.stop(f"{journal} is no list of files written")

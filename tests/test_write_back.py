@@ -606,6 +606,13 @@ def run(images, *more):
     return quietly(evaluator.main, *folders, *more)
 
 
+def test_there_is_nothing_to_take_back_without_a_list(images, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        evaluator.main(["--undo", str(images / "written.json")])
+    told = capsys.readouterr().err
+    assert "nothing to take back" in told and told.count("\n") == 1
+
+
 def test_a_dry_run_writes_nothing(images, placed):
     before = state(images.parent)
     code, printed = run(images, "--write", "sidecar", "--to", images, "--dry-run")
