@@ -339,8 +339,8 @@ class FrozenData:
 
     def grids(self, rows: np.ndarray) -> torch.Tensor:
         """The grids of all six views of some photos, (len(rows), 6, grid), float32."""
-        found = self.rgb.read(rows, slice(self.first, None)).astype(np.float32)
-        return torch.from_numpy(found.reshape(len(rows), len(ORIENTATION_CLASSES), self.grid))
+        found = torch.from_numpy(self.rgb.read(rows, slice(self.first, None))).float()
+        return found.reshape(len(rows), len(ORIENTATION_CLASSES), self.grid)
 
 
 def frozen_features(

@@ -106,7 +106,7 @@ class PredictionHeads(nn.Module):
     def project(self, name: str, features: torch.Tensor) -> torch.Tensor:
         """Features `pooled` or `grid` on their principal axes (B, hidden)."""
         mean, std = getattr(self, f"{name}_mean"), getattr(self, f"{name}_std")
-        return getattr(self, f"{name}_axes")((features.float() - mean) / std)
+        return getattr(self, f"{name}_axes")((features.float() - mean).div_(std))
 
     def forward(self, axes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {**self.answer(axes["pooled"]), "orientation": self.orient(axes["grid"])}
@@ -136,7 +136,7 @@ class PredictionHeads(nn.Module):
         as they are while the frozen heads learn.
         """
         for name, given in features.items():
-            values = torch.from_numpy(np.asarray(given, np.float32))
+            values = torch.from_numpy(given).float()
             mean, std = values.mean(0), values.std(0, correction=0) + 1e-3
             if name == "pooled":
                 sizes, weights = torch.tensor(self.blocks), torch.tensor(self.block_weights)
@@ -145,7 +145,7 @@ class PredictionHeads(nn.Module):
             layer = getattr(self, f"{name}_axes")
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_std").copy_(std)
-            axes = principal_axes((values - mean) / std, layer.out_features)
+            axes = principal_axes((values - mean).div_(std), layer.out_features)
             layer.weight.zero_()
             layer.weight[: len(axes)] = axes * math.sqrt(len(layer.weight) / values.shape[1])
             layer.weight.requires_grad_(False)
