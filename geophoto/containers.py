@@ -15,7 +15,7 @@ from geophoto.orientations import ORIENTATIONS
 
 MAX_XMP_BYTES = 2_000_000  # an XMP packet longer than this is cut; inflated profiles too
 NOT_HEX = bytes(set(range(256)) - set(b"0123456789abcdefABCDEF"))
-MAX_TEXTS = 16  # metadata texts or items read in one file
+MAX_TEXTS = 16  # metadata texts or items opened in one file
 MAX_PARTS = 40_000  # segments, chunks or boxes walked in one file before giving up
 
 
@@ -306,7 +306,7 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
     if b"iinf" not in parts or b"iloc" not in parts:
         return
     places = _item_places(meta, *parts[b"iloc"])
-    (start, end), texts = parts[b"iinf"], 0
+    (start, end), opened = parts[b"iinf"], 0
     for kind, at, past in _boxes(meta, start + (8 if meta[start] else 6), end):
         wide = 4 if meta[at] > 2 else 2  # bytes of an item number
         sort = meta[at + 6 + wide : at + 10 + wide]
@@ -314,17 +314,19 @@ def _read_items(data: Bytes, meta: bytes, photo: Photo) -> None:
         if kind != b"infe" or meta[at] < 2 or method not in (0, 1):
             continue
         packet = sort == b"mime" and b"rdf+xml" in meta[at:past]
-        texts += packet or sort == b"Exif"
-        if texts > MAX_TEXTS:
+        lacking = (sort == b"Exif" and not photo.exif) or (packet and not photo.xmp)
+        if not lacking:  # what comes later may be of other pictures
+            continue
+        opened += 1
+        if opened > MAX_TEXTS:
             return
         place = data.part(offset, size)
         if method == 1:  # inside meta itself
             place = Bytes(meta, None, parts.get(b"idat", (0, 0))[0] + offset, size)
-        if sort == b"Exif":
-            block = place.part(4 + _uint(place.at(0, 4), 0, 4), size)
-            photo.exif = photo.exif or _exif_blocks(block)  # others may be other pictures'
-        elif packet:
-            photo.xmp = photo.xmp or place.at(0, MAX_XMP_BYTES)
+        if packet:
+            photo.xmp = place.at(0, MAX_XMP_BYTES)
+        else:
+            photo.exif = _exif_blocks(place.part(4 + _uint(place.at(0, 4), 0, 4), size))
 
 
 def _item_places(meta: bytes, at: int, end: int) -> dict[int, tuple[int, int, int]]:

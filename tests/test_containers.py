@@ -208,6 +208,32 @@ def test_heic_of_many_items(tmp_path, items):
     assert (row["image_width"], row["image_height"]) == (640, 400)
 
 
+def test_an_xmp_item_after_the_exif_of_many_pictures_is_read(tmp_path):
+    """A burst in one file: what is there already is not opened again, so nothing is given up."""
+    exif, count = exif_bytes({0x010F: b"Maker"}), 31
+    packet = xmp_packet(DateTimeOriginal="2020-01-02T03:04:05")
+    body = [bytes(4) + exif] * (count - 1) + [packet]
+
+    def entry(item: int) -> bytes:
+        sort = b"mime\0application/rdf+xml\0" if item == count else b"Exif\0"
+        return box(b"infe", bytes((2, 0, 0, 0)) + struct.pack(">H", item) + b"\0\0" + sort)
+
+    def meta(start: int) -> bytes:
+        places = b""
+        for item, content in enumerate(body, 1):
+            places += struct.pack(">HHHII", item, 0, 1, start, len(content))
+            start += len(content)
+        listed = struct.pack(">H", count)
+        iinf = box(b"iinf", bytes(4) + listed + b"".join(map(entry, range(1, count + 1))))
+        iloc = box(b"iloc", bytes(4) + bytes((0x44, 0)) + listed + places)
+        return box(b"meta", bytes(4) + box(b"pitm", bytes(4) + struct.pack(">H", 1)) + iinf + iloc)
+
+    head = box(b"ftyp", b"heic" + bytes(4) + b"mif1heic")
+    (tmp_path / "a.heic").write_bytes(head + meta(len(head) + len(meta(0))) + b"".join(body))
+    row = read(tmp_path / "a.heic")
+    assert (row["camera_make"], row["datetime"]) == ("Maker", "2020-01-02T03:04:05")
+
+
 @pytest.mark.parametrize("turn", [None, 0, 1, 2, 3])
 @pytest.mark.parametrize("tag", [None, 1, 3, 6, 8, 9])
 def test_the_turn_of_a_heic_is_its_containers_or_else_that_of_exif(tmp_path, turn, tag):
