@@ -47,8 +47,7 @@ EXIFTOOL_SECONDS = 60  # for one photo
 FAT_S = 2.0  # what a file system may round a file's time by
 COPIED = ("jpeg", "webp", "tiff")  # formats of which copies with EXIF are made
 LISTED = {"path": str, "photo": str, "action": str, "extended": bool, "latitude": float,
-          "longitude": float, "block": str, "properties": dict}  # fmt: skip
-LISTED_OR_NULL = {"modified": float, "sha256": str}
+          "longitude": float, "block": str, "properties": dict, "sha256": str | None}  # fmt: skip
 
 # ---------------------------------------------------------------- what is written
 
@@ -351,11 +350,11 @@ def read_list(journal: Path) -> list[dict]:
 
 
 def is_listed(entry: dict) -> bool:
-    """Whether an entry of a list holds what undoing needs, each value of its kind; `entry.get`
-    because lists of older versions hold less."""
+    """Whether an entry of a list holds what undoing needs, each value of its kind; lists of older
+    versions have no `modified`."""
     return (
         all(isinstance(entry[name], kind) for name, kind in LISTED.items())
-        and all(isinstance(entry.get(name), kind | None) for name, kind in LISTED_OR_NULL.items())
+        and isinstance(entry.get("modified"), float | None)
         and all(isinstance(value, str) for value in entry["properties"].values())
         and all(name.partition(":")[0] in SPACES for name in entry["properties"])
     )
@@ -419,8 +418,8 @@ def undo_one(entry: dict) -> str:
     place = entry["latitude"], entry["longitude"]
     if "sidecar" not in entry["action"]:
         told = read_container(Bytes(content))
-        modified = entry.get("modified") or math.inf  # not in older lists
-        late = abs(path.stat().st_mtime - modified)
+        modified = entry.get("modified")
+        late = math.inf if modified is None else abs(path.stat().st_mtime - modified)
         whole = entry["sha256"] == density.file_sha256(path) if entry["sha256"] else late <= FAT_S
         if not whole or not is_ours(fix_of_gps(read_exif(told.exif)[2]), *place):
             return "left: changed since it was written"

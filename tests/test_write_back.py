@@ -399,6 +399,7 @@ def test_a_changed_copy_stays_in_the_list(images, tmp_path):
 @pytest.mark.parametrize("older", [False, True])
 def test_a_copy_changed_after_a_kill_stays_in_the_list(images, tmp_path, monkeypatch, older):
     """The sum of what was written is not in the list then: no byte of another's work is removed."""
+    os.utime(images / "c.webp", (0, 0))  # as unpacked from many an archive
     with monkeypatch.context() as patch:
         first = iter([write_back_room.write_list])
         patch.setattr(
@@ -557,7 +558,7 @@ FOREIGN = {
     "no entries": 5,
     "an entry is a text": ["a.jpg"],
     **{f"{name} is {value!r}": {name: value}
-       for name in (*write_back_room.LISTED, *write_back_room.LISTED_OR_NULL)
+       for name in (*write_back_room.LISTED, "modified")
        for value in ([], {"a": 1}, 5, "5", True, None)},
     "a value is a number": {"properties": {"exif:GPSLatitude": 5}},
     "an unknown name": {"properties": {"exif": "1", "nobody:knows": "1"}},
@@ -582,9 +583,19 @@ def test_a_list_of_foreign_values_is_one_line(images, tmp_path, capsys, kind):
             continue
         undo(journal)
         write(images, tmp_path / "out", kind)
-    assert (
-        refused == len(FOREIGN) - 11
-    )  # a text for each of 5 texts, a number for 3, True, two nulls
+    # what is of the right sort: 5 texts, 3 numbers, a truth, and 2 times null
+    assert refused == len(FOREIGN) - 11
+
+
+@pytest.mark.parametrize("name", write_back_room.LISTED)
+def test_a_list_without_what_undoing_needs_is_one_line(images, tmp_path, capsys, name):
+    _, journal = write(images, tmp_path / "out", "copies", answers(["a.jpg"]))
+    content = json.loads(journal.read_text())
+    del content["written"][0][name]
+    journal.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="2"):
+        undo(journal)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- command line
